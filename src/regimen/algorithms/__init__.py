@@ -1,0 +1,1 @@
+"""What is optimised: reward shaping, advantages, losses, and one module for each algorithm that joins them."""

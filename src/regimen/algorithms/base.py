@@ -1,0 +1,30 @@
+"""What an algorithm is to the training pipeline: where its batches come from, and a loss.
+
+The pipeline knows no algorithm by name: it asks for one from the registry and reads these attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from regimen.policy.base import LossOutput, Supervision
+
+Batches = Literal["rows", "pairs", "episodes"]
+
+
+class Algorithm(Protocol):
+    """A configuration section turned into a loss.
+
+    `batches`: rows or pairs of a data set, or episodes played in the loop. `needs_reference`: whether the loss reads
+    `reference_logprob`.
+    """
+
+    name: str
+    batches: Batches
+    needs_reference: bool
+
+    def loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
+        """This micro-batch's share of the loss."""
+        ...

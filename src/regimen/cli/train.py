@@ -1,0 +1,47 @@
+"""`regimen train`: SFT, DPO or GRPO from one configuration.
+
+In: a configuration file or the name of a shipped one, and `key=value` overrides. Out: a run folder, and its summary.
+Refuses what the configuration's loader and the pipeline refuse.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from regimen.cli.progress import shown_progress
+
+INTERRUPTED = 130
+
+
+def train(
+    config: Annotated[
+        str, typer.Argument(help="Configuration file, or the name of a shipped one.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Values to set: policy.optimizer.kwargs.lr=1e-5", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
+    show_batch: Annotated[
+        bool, typer.Option("--show-batch", help="Print the first batch (tokens, masks, weights) and stop.")
+    ] = False,
+) -> None:
+    """Train a model by SFT, DPO or GRPO."""
+    from regimen.config.load import load_train_config
+    from regimen.pipelines.train import train as run_training
+
+    loaded = load_train_config(config, overrides or ())
+    print_notes(loaded.notes)
+    with shown_progress() as report:
+        result = run_training(loaded, resume=resume, show_batch=show_batch, progress=report)
+    if not show_batch:
+        typer.echo(str(result))
+    if result.stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+def print_notes(notes: list[str]) -> None:
+    """What the configuration's loader has to say, before the work begins."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)

@@ -1,0 +1,26 @@
+"""Configuration: NeMo RL's vocabulary in YAML, typed, with every misspelling refused."""
+
+from regimen.config.load import (
+    assignment,
+    dump,
+    load_collect_config,
+    load_evaluate_config,
+    load_iterate_config,
+    load_train_config,
+)
+from regimen.config.rules import check_runnable
+from regimen.config.schema import CollectConfig, EvaluateConfig, IterateConfig, TrainConfig
+
+__all__ = [
+    "CollectConfig",
+    "EvaluateConfig",
+    "IterateConfig",
+    "TrainConfig",
+    "assignment",
+    "check_runnable",
+    "dump",
+    "load_collect_config",
+    "load_evaluate_config",
+    "load_iterate_config",
+    "load_train_config",
+]

@@ -1,0 +1,101 @@
+"""The last steps from what people write to what the schema holds, for training configurations.
+
+`data.default` is merged into `data.train` and `data.validation`; an entry without values is none; a list of one data
+set is that data set; GRPO's gaps are filled from their neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from regimen.config.schema_data import KEYS_OF
+from regimen.config.source import Layers, Tree, lookup, merge
+from regimen.errors import ConfigError
+
+ALGORITHMS = ("sft", "dpo", "grpo")
+
+
+def unwrap_lists(tree: Tree, layers: Layers) -> Tree:
+    """`data.train: [{...}]` becomes `{...}`; several data sets are refused."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree
+    changed: Tree = {}
+    for name in ("train", "validation"):
+        entry: Any = cast("Tree", data).get(name)
+        if isinstance(entry, list):
+            items = cast("list[Any]", entry)
+            if len(items) > 1:
+                raise ConfigError(
+                    f"{len(items)} data sets; mixing several is not implemented in this build",
+                    where=layers.where(f"data.{name}"),
+                    fix="put their rows into one file",
+                )
+            changed[name] = items[0] if items else None
+    return merge(tree, {"data": changed}) if changed else tree
+
+
+def fill(tree: Tree, layers: Layers) -> Tree:
+    """The tree with data defaults merged and GRPO's own defaults in place."""
+    result = merge(tree, {})
+    if isinstance(result.get("data"), dict):
+        result["data"] = _data(cast("Tree", result["data"]), layers)
+    if isinstance(result.get("grpo"), dict):
+        _fill_grpo(result)
+    return result
+
+
+def require_algorithm(tree: Tree, where: str) -> str:
+    """Which of sft, dpo and grpo is there: exactly one must be."""
+    there = [name for name in ALGORITHMS if tree.get(name) is not None]
+    if len(there) == 1:
+        return there[0]
+    raise ConfigError(
+        f"found the sections {' and '.join(there)}" if there else "found no section of an algorithm",
+        where=where,
+        expected="exactly one of sft, dpo and grpo",
+        fix="remove the others" if there else "write `defaults: sft` (or dpo, grpo)",
+    )
+
+
+def _data(data: Tree, layers: Layers) -> Tree:
+    default: Tree = data.pop("default", None) or {}
+    for name in ("train", "validation"):
+        entry: Tree = data.get(name) or {}
+        if all(value is None for value in entry.values()):
+            data[name] = None
+            continue
+        given = {key: value for key, value in entry.items() if value is not None}
+        data[name] = merge(_inherited(default, given, name, layers), given)
+    return data
+
+
+def _inherited(default: Tree, given: Tree, name: str, layers: Layers) -> Tree:
+    """What `data.<name>` takes from `data.default`: the keys that its data set reads."""
+    dataset = given.get("dataset_name", default.get("dataset_name"))
+    read = KEYS_OF.get(dataset) if isinstance(dataset, str) else None
+    result: Tree = {}
+    for key, value in default.items():
+        if key in given or value is None:
+            continue
+        if read is not None and key not in ("dataset_name", *read):
+            note = f"no effect here, as {dataset} does not read it: data.default.{key}"
+            layers.notes.extend([note] if note not in layers.notes else [])
+            continue
+        result[key] = value
+        if f"data.default.{key}" in layers.origins:
+            layers.origins[f"data.{name}.{key}"] = layers.origins[f"data.default.{key}"]
+    return result
+
+
+def _fill_grpo(tree: Tree) -> None:
+    grpo = cast("Tree", tree["grpo"])
+    estimator: Tree = grpo.setdefault("adv_estimator", {})
+    for key in ("normalize_rewards", "use_leave_one_out_baseline"):
+        if estimator.get(key) is None:
+            estimator[key] = grpo.get(key, True)
+    for name in ("train", "validation"):
+        found, entry = lookup(tree, f"data.{name}")
+        # NeMo RL's GRPO data is mathematics unless something else is said.
+        if found and isinstance(entry, dict) and cast("Tree", entry).get("dataset_name") == "ResponseDataset":
+            cast("Tree", entry).setdefault("env_name", "math")

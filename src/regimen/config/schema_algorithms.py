@@ -1,0 +1,115 @@
+"""The sections `sft`, `dpo`, `grpo` and `loss_fn`, with NeMo RL's names and defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from regimen.config.section import Section
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning. `max_num_steps` and `max_num_epochs`: whichever ends first."""
+
+    max_num_epochs: int = Field(default=1, ge=1)
+    max_num_steps: int = Field(default=60, ge=1)
+    val_period: int = Field(default=10, ge=0)
+    val_batches: int = Field(default=8, ge=0)
+    val_global_batch_size: int = Field(default=32, ge=1)
+    val_micro_batch_size: int = Field(default=1, ge=1)
+    val_at_start: bool = True
+    val_at_end: bool = False
+    seed: int = 42
+
+
+class DPOConfig(SFTConfig):
+    """Direct preference optimisation; batches count pairs."""
+
+    max_num_steps: int = Field(default=150, ge=1)
+    val_period: int = Field(default=25, ge=0)
+    val_global_batch_size: int = Field(default=8, ge=1)
+    reference_policy_kl_penalty: float = Field(default=0.05, gt=0)
+    preference_average_log_probs: bool = False
+    sft_average_log_probs: bool = False
+    preference_loss_weight: float = Field(default=1.0, ge=0)
+    sft_loss_weight: float = Field(default=0.0, ge=0)
+
+
+class RewardScalingConfig(Section):
+    """Clip rewards to the source range, then map them linearly to the target range."""
+
+    enabled: bool = False
+    source_min: float = 0.0
+    source_max: float = 1.0
+    target_min: float = 0.0
+    target_max: float = 1.0
+
+
+class RewardShapingConfig(Section):
+    """Penalties for long and for truncated answers; a None switches its penalty off."""
+
+    enabled: bool = False
+    overlong_buffer_length: int | None = Field(default=None, ge=1)
+    overlong_buffer_penalty: float | None = Field(default=None, ge=0)
+    max_response_length: int | None = Field(default=None, ge=1)
+    stop_properly_penalty_coef: float | None = Field(default=None, ge=0, le=1)
+
+
+class AdvantageConfig(Section):
+    """`grpo.adv_estimator`. None in the first two means: as in `grpo`; it is filled in at load."""
+
+    name: Literal["grpo", "gdpo", "reinforce_plus_plus"] = "grpo"
+    normalize_rewards: bool | None = None
+    use_leave_one_out_baseline: bool | None = None
+    minus_baseline: bool = True
+    reward_weights: list[float] | None = None
+
+
+class GRPOConfig(Section):
+    """Group-relative policy optimisation."""
+
+    num_prompts_per_step: int = Field(default=32, ge=1)
+    num_generations_per_prompt: int = Field(default=16, ge=1)
+    max_rollout_turns: int = Field(default=1, ge=1)
+    max_num_epochs: int = Field(default=1, ge=1)
+    max_num_steps: int = Field(default=1_000_000, ge=1)
+    normalize_rewards: bool = True
+    use_leave_one_out_baseline: bool = True
+    advantage_clip_low: float | None = None
+    advantage_clip_high: float | None = None
+    overlong_filtering: bool = False
+    adv_estimator: AdvantageConfig = AdvantageConfig()
+    reward_scaling: RewardScalingConfig = RewardScalingConfig()
+    reward_shaping: RewardShapingConfig = RewardShapingConfig()
+    val_period: int = Field(default=10, ge=0)
+    val_start_at: int = -1
+    val_batch_size: int | None = Field(default=256, ge=1)
+    val_at_start: bool = False
+    val_at_end: bool = False
+    max_val_samples: int | None = Field(default=256, ge=1)
+    val_num_generations_per_prompt: int = Field(default=1, ge=1)
+    skip_reference_policy_logprobs_calculation: bool = False
+    seed: int = 42
+
+
+class LossConfig(Section):
+    """`loss_fn`: the policy-gradient loss of GRPO and its family."""
+
+    reference_policy_kl_penalty: float = Field(default=0.01, ge=0)
+    reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
+    kl_input_clamp_value: float | None = Field(default=20.0, gt=0)
+    kl_output_clamp_value: float | None = Field(default=10.0, gt=0)
+    ratio_clip_min: float = Field(default=0.2, ge=0, le=1)
+    ratio_clip_max: float = Field(default=0.2, ge=0)
+    ratio_clip_c: float | None = Field(default=None, gt=1)
+    use_on_policy_kl_approximation: bool = False
+    use_importance_sampling_correction: bool = False
+    truncated_importance_sampling_type: Literal["tis", "icepop", "seq-mask-tis"] | None = None
+    truncated_importance_sampling_ratio: float | None = Field(default=None, gt=0)
+    truncated_importance_sampling_ratio_min: float | None = Field(default=None, ge=0)
+    sequence_level_importance_ratios: bool = False
+    token_level_loss: bool = True
+    force_on_policy_ratio: bool = False
+    use_cispo: bool = False
+    disable_ppo_ratio: bool = False

@@ -1,0 +1,11 @@
+"""What every typed section of a configuration is: frozen, strict, closed."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of a configuration. Unknown keys are refused, values are not converted (an int may stand for a float)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())

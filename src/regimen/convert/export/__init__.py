@@ -1,0 +1,1 @@
+"""Converted folders as other trainers take them."""

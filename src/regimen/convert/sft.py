@@ -1,0 +1,142 @@
+"""Rejection sampling: the episodes good enough to imitate.
+
+In: scored `Episode`s. Out: `{messages, tools}` rows (`openai`) or `{input, output}` strings (`simple`).
+Refuses nothing by itself: every episode it leaves out is counted in the ledger by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from regimen.convert.episodes import (
+    Episode,
+    by_task,
+    by_task_and_prompt,
+    in_task_order,
+    lost_ids,
+    num_invalid_arguments,
+    rank,
+    task_order,
+    text_key,
+    with_reasoning,
+    without_trailing_observations,
+)
+from regimen.convert.ledger import Ledger
+from regimen.convert.options import BINARY_THRESHOLD, CONTINUOUS_THRESHOLD, ConvertOptions
+from regimen.convert.sidecar import Example, record_of
+from regimen.errors import ConvertError
+
+FEW_ROWS = 100
+
+
+def reward_threshold(rewards: Sequence[float], asked: float | None) -> float:
+    """The threshold asked for, or else 1.0 where all rewards are 0 or 1 and 0.95 elsewhere."""
+    if asked is not None:
+        return asked
+    return BINARY_THRESHOLD if set(rewards) <= {0.0, 1.0} else CONTINUOUS_THRESHOLD
+
+
+def build_sft(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
+    """The rows of the episodes that pass every filter; `options` are resolved (no auto, no None threshold)."""
+    kept = [
+        passing for episode in in_task_order(episodes) if (passing := _passing(episode, options, ledger)) is not None
+    ]
+    distinct = [episode for group in by_task_and_prompt(kept).values() for episode in _distinct(group, ledger)]
+    chosen = [
+        episode for group in by_task(distinct).values() for episode in _capped(group, options.max_per_task, ledger)
+    ]
+    _note(chosen, ledger)
+    return [_example(episode, options.format) for episode in chosen]
+
+
+def _passing(episode: Episode, options: ConvertOptions, ledger: Ledger) -> Episode | None:
+    """The episode, ending with the model's last message; or None, counted, when a filter takes it out."""
+    trimmed = without_trailing_observations(episode)
+    bucket = _refused_by(trimmed, options)
+    if bucket is not None:
+        ledger.count(episode.key, bucket, episode.num_sampled)
+        return None
+    ledger.note("trailing_observations_cut", int(trimmed is not episode))
+    prepared = with_reasoning(trimmed, options.reasoning)
+    ledger.note("token_ids_dropped_with_reasoning", int(lost_ids(episode, prepared)))
+    return prepared
+
+
+def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
+    assert options.reward_threshold is not None
+    if episode.reward < options.reward_threshold:
+        return "below_threshold"
+    if episode.num_turns == 0:
+        return "no_assistant_message"
+    if options.require_tool_use and not episode.tool_calls:
+        return "no_tool_use"
+    if episode.num_turns < options.min_turns:
+        return "too_few_turns"
+    if options.format == "simple" and not episode.is_plain_exchange:
+        return "not_simple"
+    return None
+
+
+def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
+    """The first of the best-rewarded episodes for each text; the others are counted as duplicates."""
+    seen: set[str] = set()
+    distinct: list[Episode] = []
+    for episode in sorted(group, key=rank):
+        key = text_key(episode)
+        if key in seen:
+            ledger.count(episode.key, "duplicate", episode.num_sampled)
+        else:
+            seen.add(key)
+            distinct.append(episode)
+    return distinct
+
+
+def _capped(group: list[Episode], limit: int | None, ledger: Ledger) -> list[Episode]:
+    """At most `limit` episodes, the best-rewarded first, back in task order."""
+    cut = len(group) if limit is None else limit
+    ranked = sorted(group, key=rank)
+    for episode in ranked[cut:]:
+        ledger.count(episode.key, "capped", episode.num_sampled)
+    return sorted(ranked[:cut], key=task_order)
+
+
+def _note(episodes: Sequence[Episode], ledger: Ledger) -> None:
+    for episode in episodes:
+        ledger.note("rows_with_invalid_arguments", int(num_invalid_arguments(episode) > 0))
+        ledger.note("rows_without_token_ids", int(episode.num_sequences == 0))
+        ledger.note("rows_not_one_sequence", int(episode.num_sequences > 1))
+
+
+def _example(episode: Episode, format_name: str) -> Example:
+    row: dict[str, object]
+    if format_name == "simple":
+        row = {"input": episode.prompt[0]["content"], "output": episode.completion[0]["content"]}
+    else:
+        row = {"messages": [*episode.prompt, *episode.completion]}
+        if episode.tools:
+            row["tools"] = episode.tools
+    return Example(row=row, make_record=partial(record_of, episode), task_id=episode.task_id, keys=[episode.key])
+
+
+def nothing_to_train(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> ConvertError:
+    """Why no row is left, what the rewards looked like, and the threshold that would leave some."""
+    if not episodes:
+        return ConvertError("no scored rollout in the input", fix="collect again, and look at the failures")
+    rewards = sorted((episode.reward for episode in episodes), reverse=True)
+    seen = f"{len(rewards)} rewards from {rewards[-1]:g} to {rewards[0]:g}, mean {sum(rewards) / len(rewards):.3g}"
+    num_below = ledger.rows_in("below_threshold")
+    if num_below == len(rewards):
+        return ConvertError(
+            f"no rollout reaches the reward threshold {options.reward_threshold:g}: {seen}",
+            fix=f"--reward-threshold {rewards[0]:g} would keep {rewards.count(rewards[0])}",
+        )
+    taken = {
+        name: ledger.rows_in(name) for name in ("no_assistant_message", "no_tool_use", "too_few_turns", "not_simple")
+    }
+    listed = ", ".join(f"{name} {count}" for name, count in taken.items() if count)
+    return ConvertError(
+        f"{len(rewards) - num_below} rollouts reach the reward threshold {options.reward_threshold:g} "
+        f"but none passes the other filters ({listed}); {seen}",
+        fix="drop the filter that takes most rows",
+    )

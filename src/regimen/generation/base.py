@@ -1,0 +1,53 @@
+"""The generation seam: prompt ids in, sampled ids and log-probabilities out, asynchronously.
+
+An implementation batches what is waiting; callers just await `sample`. A sample is a function of the weights, the
+prompt, the sampling parameters and the seed, and of nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+StopReason = Literal["stop", "length"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How to sample. `temperature` 0 is greedy; `top_p` 1 and `top_k` None leave the distribution whole."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    max_new_tokens: int = 256
+    stop_ids: tuple[int, ...] = ()
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer: `ids` end with the stop token when `stop_reason` is "stop".
+
+    `logprobs` has one natural-log probability per id, of the full distribution after division by the temperature
+    (temperature 1 when greedy), before top-p and top-k.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    weight_version: int
+    stop_reason: StopReason
+
+
+class Generation(Protocol):
+    """A source of samples."""
+
+    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int) -> Sample:
+        """Sample one answer to `prompt_ids`. Raises `GenerationError`."""
+        ...
+
+    async def update(self, version: int, named_tensors: Iterable[tuple[str, Any]]) -> None:
+        """Take new weights; later samples carry `version`."""
+        ...
+
+    async def close(self) -> None:
+        """Stop working and free memory."""
+        ...

@@ -1,0 +1,161 @@
+"""What an environment is: tasks, tools, a verifier. Subclass `Environment` to bring your own.
+
+In: a name and options. Out: tasks as NeMo Gym task rows, tool results as text, verdicts.
+Refuses: unknown environments and options, naming the nearest known one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from regimen.errors import ConfigError, GymError, RegimenError
+from regimen.gym import environments
+from regimen.registry import nearest
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+ENTRY_POINT_GROUP = "regimen.environments"
+
+
+class ToolError(GymError):
+    """A tool refuses a call; the text is shown to the model as the tool's output."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One task. `row` is a NeMo Gym task row: `responses_create_params` and the verifier's fields beside it."""
+
+    index: int
+    row: dict[str, Any]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the verifier says. `metrics` become top-level fields of the rollout's row."""
+
+    reward: float
+    components: dict[str, float] = {}
+    metrics: dict[str, float | str | bool | None] = {}
+
+
+class Environment(ABC):
+    """Tasks, the tools to work on them, and a verifier.
+
+    Exceptions other than `ToolError` from `seed`, `call` and `verify` mark the episode as failed, not as wrong.
+    One environment plays many episodes at once; what belongs to one episode lives in its session.
+    """
+
+    name: str = "environment"
+    max_turns: int = 8
+
+    def __init__(self, **options: Any) -> None:
+        if options:
+            raise ConfigError(f"environment {self.name!r} takes no option {sorted(options)[0]!r}")
+
+    @abstractmethod
+    def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
+        """The first `num_tasks` tasks of `split` (None: all), the same at every call; splits share no task."""
+
+    async def seed(self, task: Task) -> Any:  # noqa: ARG002
+        """Begin an episode and return its session, which is handed to `call`, `verify` and `close`."""
+        return None
+
+    async def call(self, session: Any, name: str, arguments: dict[str, Any]) -> str:  # noqa: ARG002
+        """Run the tool `name` and return its output; raises `ToolError` with a text for the model."""
+        raise ToolError(f"Error: unknown tool '{name}'")
+
+    @abstractmethod
+    async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
+        """Judge an episode by its output, a list of Responses items."""
+
+    async def close(self, session: Any) -> None:  # noqa: B027
+        """End an episode and free what its session holds. Called once per `seed` that returned."""
+
+
+def load_environment(name: str, options: dict[str, Any] | None = None) -> Environment:
+    """The environment `name`: a shipped one, an installed package's, or `path/to/file.py:ClassName`."""
+    given = options or {}
+    kind = _environment_class(name)
+    _check_options(name, kind, given)
+    try:
+        return kind(**given)
+    except RegimenError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(str(error), where=f"environment {name!r}", fix="check environment.options") from error
+
+
+def shipped_environments() -> list[str]:
+    """Names of the environments in this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(environments.__path__) if module.ispkg)
+
+
+def _environment_class(name: str) -> type[Environment]:
+    if ".py" in name:
+        return _class_in_file(name)
+    if name in shipped_environments():
+        module = importlib.import_module(f"{environments.__name__}.{name}")
+        return _checked(module.ENVIRONMENT, name)
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name in installed:
+        return _checked(installed[name].load(), name)
+    known = sorted({*shipped_environments(), *installed})
+    raise ConfigError(
+        f"unknown environment {name!r}",
+        expected=f"one of {', '.join(known)}, or path/to/file.py:ClassName",
+        fix=_did_you_mean(name, known),
+    )
+
+
+def _class_in_file(name: str) -> type[Environment]:
+    path, _, attribute = name.rpartition(":")
+    if not path or not attribute.isidentifier():
+        raise ConfigError(f"environment {name!r} names no class", expected="path/to/file.py:ClassName")
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"there is no file {path}", where=f"environment {name!r}")
+    spec = importlib.util.spec_from_file_location(f"regimen_environment_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file", where=f"environment {name!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        classes = [key for key, value in vars(module).items() if _is_environment(value)]
+        raise ConfigError(f"{path} has no class {attribute!r}", fix=_did_you_mean(attribute, classes))
+    return _checked(getattr(module, attribute), name)
+
+
+def _is_environment(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Environment) and value is not Environment
+
+
+def _checked(value: Any, name: str) -> type[Environment]:
+    if not _is_environment(value):
+        raise ConfigError(f"{value!r} is not an environment", where=name, expected="a subclass of Environment")
+    return value
+
+
+def _check_options(name: str, kind: type[Environment], options: dict[str, Any]) -> None:
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise ConfigError(
+                f"environment {name!r} has no option {option!r}",
+                expected=f"one of {', '.join(parameters)}" if parameters else "no options",
+                fix=_did_you_mean(option, parameters),
+            )
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    close = nearest(name, list(known))
+    return f"did you mean {close!r}?" if close else None

@@ -1,0 +1,1 @@
+"""The environments that ship with Regimen: one folder each, which exports its class as `ENVIRONMENT`."""

@@ -1,0 +1,55 @@
+"""The calculator environment: arithmetic questions, one tool, a verifier that reads the final answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from regimen.errors import ConfigError
+from regimen.gym.environment import Environment, Split, Task, ToolError, Verdict
+from regimen.gym.environments.calculator.expression import ExpressionError, calculate
+from regimen.gym.environments.calculator.tasks import DEFAULT_HINT, DEFAULT_MIX, NUM_TASKS, check_mix, task_rows
+from regimen.gym.environments.calculator.verify import verdict_of
+
+
+class Calculator(Environment):
+    """ "What is 47 × 23?" with `calculator(expression)`.
+
+    Options: `seed` of the generated tasks; `mix`, shares of the kinds of question; `hint`, the share of questions that
+    say to use the calculator. Splits are the same for all options.
+    """
+
+    name = "calculator"
+    max_turns = 4
+
+    def __init__(self, *, seed: int = 0, mix: Mapping[str, float] | None = None, hint: float = DEFAULT_HINT) -> None:
+        super().__init__()
+        if not 0 <= hint <= 1:
+            raise ConfigError(f"hint is {hint!r}", expected="a share from 0 to 1")
+        self.hint = hint
+        self.task_seed = seed
+        self.mix = check_mix(DEFAULT_MIX if mix is None else mix)
+
+    def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
+        """The first `num_tasks` questions of `split`."""
+        if split not in NUM_TASKS:
+            raise ConfigError(f"unknown split {split!r}", expected=f"one of {', '.join(NUM_TASKS)}")
+        count = NUM_TASKS[split] if num_tasks is None else num_tasks
+        rows = task_rows(split, count, self.task_seed, self.mix, self.hint)
+        return [Task(index, row) for index, row in enumerate(rows)]
+
+    async def call(self, session: Any, name: str, arguments: dict[str, Any]) -> str:  # noqa: ARG002
+        """The value of `arguments["expression"]`, or a `ToolError` that says what the calculator cannot read."""
+        if name != "calculator":
+            raise ToolError(f"Error: unknown tool '{name}'; use calculator")
+        expression = arguments.get("expression")
+        if not isinstance(expression, str):
+            raise ToolError('Error: calculator takes {"expression": "12 + 7"}')
+        try:
+            return calculate(expression)
+        except ExpressionError as error:
+            raise ToolError(f"Error: {error}") from error
+
+    async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:  # noqa: ARG002
+        """1 when the final assistant message states the right number, else 0."""
+        return verdict_of(task.row, output)

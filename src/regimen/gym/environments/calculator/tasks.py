@@ -1,0 +1,265 @@
+"""Arithmetic questions, generated from a seed.
+
+In: a split, a count, a seed, a mix of kinds. Out: task rows, in the same order at every call, the kinds mixed at every
+prefix. A question belongs to a split by the hash of its arithmetic alone (`23 + 47` and `47 + 23` are one), whatever
+the seed or the wording, so splits share no arithmetic and no question text. Refuses: unknown kinds in the mix.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from regimen.errors import ConfigError
+from regimen.gym.environment import Split
+from regimen.gym.environments.calculator.expression import calculate
+from regimen.registry import nearest
+
+DEFAULT_MIX = {
+    "addition": 0.18,
+    "subtraction": 0.16,
+    "multiplication": 0.16,
+    "two_operations": 0.2,
+    "word": 0.2,
+    "notation": 0.1,
+}
+NUM_TASKS: dict[Split, int] = {"train": 2000, "validation": 400, "test": 500}
+MAX_ATTEMPTS = 2000
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "name": "calculator",
+    "description": "Compute an expression with + - * / and ( ).",
+    "parameters": {
+        "type": "object",
+        "properties": {"expression": {"type": "string"}},
+        "required": ["expression"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+SYSTEM = "You answer every question by calling the calculator."
+EXAMPLE: list[dict[str, Any]] = [
+    {"type": "message", "role": "user", "content": "What is 35 * 48?"},
+    {
+        "type": "function_call",
+        "id": "call_example",
+        "call_id": "call_example",
+        "name": "calculator",
+        "arguments": '{"expression": "35 * 48"}',
+        "status": "completed",
+    },
+    {"type": "function_call_output", "call_id": "call_example", "output": "1680"},
+    {"type": "message", "role": "assistant", "content": "The answer is 1680."},
+]
+HINT = " Use the calculator."
+DEFAULT_HINT = 0.25
+EXAMPLE_KEY = "35 * 48"
+
+ASK = ("What is {}?", "Calculate {}.", "How much is {}?", "Compute {}.", "Work out {}.")
+ADDITION = ("What is {a} plus {b}?", "What is the sum of {a} and {b}?", "Add {a} and {b}.")
+SUBTRACTION = ("What is {a} minus {b}?", "Subtract {b} from {a}.", "What is the difference between {a} and {b}?")
+MULTIPLICATION = ("What is {a} times {b}?", "What is the product of {a} and {b}?", "Multiply {a} by {b}.")
+NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hiro", "Ines", "Jonas", "Kofi", "Lina")
+THINGS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pens", "stamps", "stickers", "tickets")
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A question in words and the expression whose value answers it."""
+
+    kind: str
+    text: str
+    expression: str
+
+
+def task_rows(
+    split: Split, num_tasks: int, seed: int, mix: Mapping[str, float], hint: float = DEFAULT_HINT
+) -> list[dict[str, Any]]:
+    """The first `num_tasks` task rows of `split`; the share `hint` of them names the calculator in the question.
+
+    Raises `ConfigError` when the mix has no more of a kind.
+    """
+    generator = questions(split, seed, mix)
+    return [task_row(_hinted(next(generator), hint), split) for _ in range(num_tasks)]
+
+
+def _hinted(question: Question, hint: float) -> Question:
+    """The question, with the hint for the share `hint` of all questions: which ones, the arithmetic alone decides."""
+    if _share_of("hint", question.expression) >= hint:
+        return question
+    return msgspec.structs.replace(question, text=question.text + HINT)
+
+
+def task_row(question: Question, split: Split) -> dict[str, Any]:
+    """A NeMo Gym task row: the prompt all tasks share, the question, and the verifier's fields."""
+    prompt = [{"type": "message", "role": "system", "content": SYSTEM}, *copy.deepcopy(EXAMPLE)]
+    return {
+        "responses_create_params": {
+            "input": [*prompt, {"type": "message", "role": "user", "content": question.text}],
+            "tools": [copy.deepcopy(TOOL)],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+        },
+        "expected_answer": calculate(question.expression),
+        "kind": question.kind,
+        "split": split,
+        "agent_ref": {"name": "calculator"},
+    }
+
+
+def questions(split: Split, seed: int, mix: Mapping[str, float]) -> Iterator[Question]:
+    """Questions of `split` without end, no arithmetic twice; the kind furthest behind its share comes next."""
+    shares = check_mix(mix)
+    counts = dict.fromkeys(shares, 0)
+    generators = {kind: random.Random(f"calculator/{seed}/{split}/{kind}") for kind in shares}
+    seen: set[str] = set()
+    for number in range(1, 1_000_000_000):
+        kind = max(shares, key=lambda kind: shares[kind] * number - counts[kind])
+        question = _new_question(kind, split, generators[kind], seen)
+        counts[kind] += 1
+        yield question
+
+
+def check_mix(mix: Mapping[str, float]) -> dict[str, float]:
+    """The mix as shares that add up to 1, without kinds of share 0; raises `ConfigError`."""
+    for kind, share in mix.items():
+        if kind not in KINDS:
+            close = nearest(kind, list(KINDS))
+            fix = f"did you mean {close!r}?" if close else None
+            raise ConfigError(f"unknown kind {kind!r} in mix", expected=f"one of {', '.join(KINDS)}", fix=fix)
+        if not _is_share(share):
+            raise ConfigError(f"mix.{kind} is {share!r}", expected="a number of at least 0")
+    total = sum(mix.values())
+    if total <= 0:
+        raise ConfigError("every share of mix is 0", expected="at least one kind with a share above 0")
+    return {kind: mix[kind] / total for kind in KINDS if mix.get(kind, 0) > 0}
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def split_of(expression: str) -> Split:
+    """The split an expression belongs to: 60% train, 15% validation, 25% test, by hash."""
+    share = _share_of("calculator", expression)
+    return "train" if share < 0.60 else "validation" if share < 0.75 else "test"
+
+
+def _share_of(purpose: str, expression: str) -> float:
+    """A number in [0, 1) that depends on the arithmetic alone."""
+    digest = hashlib.sha256(f"{purpose}/{canonical(expression)}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
+
+
+def canonical(expression: str) -> str:
+    """One spelling for the same arithmetic: the operands of a single + or * in ascending order."""
+    parts = expression.split()
+    if len(parts) == 3 and parts[1] in "+*":
+        first, second = sorted((parts[0], parts[2]), key=int)
+        return f"{first} {parts[1]} {second}"
+    return expression
+
+
+def _new_question(kind: str, split: Split, generator: random.Random, seen: set[str]) -> Question:
+    for _ in range(MAX_ATTEMPTS):
+        question = KINDS[kind](generator)
+        key = canonical(question.expression)
+        if key != EXAMPLE_KEY and key not in seen and split_of(key) == split:
+            seen.add(key)
+            return question
+    raise ConfigError(f"there are no more {split} tasks of kind {kind!r}", fix="ask for fewer tasks or change the mix")
+
+
+def _two_digits(generator: random.Random) -> int:
+    return generator.randint(10, 99)
+
+
+def _ask(generator: random.Random, expression: str) -> str:
+    return generator.choice(ASK).format(expression)
+
+
+def _single(kind: str, operator: str, phrases: tuple[str, ...]) -> Callable[[random.Random], Question]:
+    """Questions with one operation on two-digit numbers; half of them show the expression, half use words."""
+
+    def question(generator: random.Random) -> Question:
+        a, b = _two_digits(generator), _two_digits(generator)
+        expression = f"{a} {operator} {b}"
+        in_words = generator.random() < 0.5
+        text = generator.choice(phrases).format(a=a, b=b) if in_words else _ask(generator, expression)
+        return Question(kind, text, expression)
+
+    return question
+
+
+def _two_operations(generator: random.Random) -> Question:
+    a, b, c = _two_digits(generator), _two_digits(generator), generator.randint(2, 9)
+    plus_or_minus = generator.choice("+-")
+    shapes = (
+        f"({a} {plus_or_minus} {b}) * {c}",
+        f"{a} {plus_or_minus} {b} * {c}",
+        f"{a} * {c} {plus_or_minus} {b}",
+        f"{a} + {b} - {c}",
+    )
+    expression = generator.choice(shapes)
+    return Question("two_operations", _ask(generator, expression), expression)
+
+
+def _word(generator: random.Random) -> Question:
+    text, expression = generator.choice(WORD_PROBLEMS)
+    small, large = sorted(generator.sample(range(10, 100), 2))
+    few, name, things = generator.randint(3, 9), generator.choice(NAMES), generator.choice(THINGS)
+    other = generator.choice([candidate for candidate in NAMES if candidate != name])
+    values = {"small": small, "large": large, "few": few, "name": name, "other": other, "things": things}
+    return Question("word", text.format(**values), expression.format(**values))
+
+
+WORD_PROBLEMS = (
+    ("{name} has {large} {things} and gets {small} more. How many {things} does {name} have now?", "{large} + {small}"),
+    ("{name} has {large} {things} and {other} has {small}. How many do they have together?", "{large} + {small}"),
+    ("{name} has {large} {things} and gives {small} to {other}. How many are left?", "{large} - {small}"),
+    ("A shop had {large} {things} and sold {small}. How many {things} are left?", "{large} - {small}"),
+    ("There are {large} boxes with {few} {things} each. How many {things} are there?", "{large} * {few}"),
+    ("One box holds {small} {things}. How many {things} do {few} boxes hold?", "{small} * {few}"),
+    (
+        "{name} buys {few} bags of {small} {things} and finds {large} more. How many {things} does {name} have?",
+        "{few} * {small} + {large}",
+    ),
+    (
+        "{name} had {large} {things}, lost {few} and then bought {small}. How many {things} does {name} have now?",
+        "{large} - {few} + {small}",
+    ),
+)
+
+
+def _notation(generator: random.Random) -> Question:
+    """Questions in a spelling that the calculator rejects: × ÷ − x, or thousands separators."""
+    a, b, c = _two_digits(generator), _two_digits(generator), generator.randint(2, 9)
+    thousands = generator.randint(1000, 9999)
+    written, expression = generator.choice(
+        (
+            (f"{a} × {b}", f"{a} * {b}"),
+            (f"{a} x {b}", f"{a} * {b}"),
+            (f"{a} + {b} × {c}", f"{a} + {b} * {c}"),
+            (f"({a} + {b}) × {c}", f"({a} + {b}) * {c}"),
+            (f"{a * c} ÷ {c}", f"{a * c} / {c}"),
+            (f"{a} − {b}", f"{a} - {b}"),
+            (f"{thousands:,} + {b}", f"{thousands} + {b}"),
+            (f"{thousands:,} - {b}", f"{thousands} - {b}"),
+        )
+    )
+    return Question("notation", _ask(generator, written), expression)
+
+
+KINDS: dict[str, Callable[[random.Random], Question]] = {
+    "addition": _single("addition", "+", ADDITION),
+    "subtraction": _single("subtraction", "-", SUBTRACTION),
+    "multiplication": _single("multiplication", "*", MULTIPLICATION),
+    "two_operations": _two_operations,
+    "word": _word,
+    "notation": _notation,
+}

@@ -1,0 +1,1 @@
+"""Stages joined: each pipeline is one verb of the command line."""

@@ -1,0 +1,132 @@
+"""Collecting: a model, an environment and a generation backend joined; rollouts come out.
+
+In: a `CollectConfig`. Out: a `Collection`, written to `config.output` and the files beside it.
+Refuses: existing output before anything is loaded, more tasks than the split has, and what the parts refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from regimen.config.schema_loops import CollectConfig, PlayConfig
+from regimen.config.schema_policy import SamplingConfig
+from regimen.errors import ConfigError
+from regimen.generation.base import Generation, Sampling
+from regimen.gym.agent import Limits, Renderer
+from regimen.gym.collect import Collection, check_output, collect_rollouts
+from regimen.gym.environment import Environment, Split, Task, load_environment
+from regimen.registry import resolve
+
+OnRow = Callable[[dict[str, Any]], None]
+OnStart = Callable[[int], None]
+
+
+def collect(
+    config: CollectConfig,
+    *,
+    on_start: OnStart | None = None,
+    on_row: OnRow | None = None,
+    generation: Generation | None = None,
+    renderer: Renderer | None = None,
+) -> Collection:
+    """Play `config.num_tasks` tasks `config.num_repeats` times each.
+
+    `on_start` hears the number of episodes in all, `on_row` of each one as it ends. `generation` and `renderer`
+    replace those of the configured backend; a given generation is left open.
+    """
+    check_output(Path(config.output), resume=config.resume, overwrite=config.overwrite)
+    environment = load_environment(config.environment.name, config.environment.options)
+    tasks = tasks_of(environment, config.split, config.num_tasks)
+    renderer = renderer or load_renderer(config)
+    if on_start:
+        on_start(len(tasks) * config.num_repeats)
+    return asyncio.run(_collect(config, environment, tasks, generation, renderer, on_row))
+
+
+def tasks_of(environment: Environment, split: Split, num_tasks: int | None) -> list[Task]:
+    """The tasks to play; raises `ConfigError` when the split has fewer than asked for."""
+    tasks = environment.tasks(split, num_tasks)
+    if len(tasks) < (num_tasks or 1):
+        raise ConfigError(
+            f"the split {split!r} of environment {environment.name!r} has {len(tasks)} tasks",
+            expected=f"at least {num_tasks or 1}",
+            fix="lower num_tasks",
+        )
+    return tasks
+
+
+def load_renderer(config: CollectConfig) -> Renderer:
+    """The tokenizer and the chat template of the configured model."""
+    from regimen.tokens.template import Renderer as ChatRenderer  # loads a tokenizer library, so only when used
+
+    return ChatRenderer.load(
+        config.model, config.chat_template, config.chat_template_kwargs, trust_remote_code=config.trust_remote_code
+    )
+
+
+def load_generation(model: str, config: SamplingConfig, *, trust_remote_code: bool = False) -> Generation:
+    """The configured backend with the weights of `model`."""
+    backend = resolve("generation", config.backend)
+    return backend.load(
+        model,
+        precision=config.precision or default_precision(),
+        max_batch_size=config.max_batch_size,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def default_precision() -> str:
+    """bfloat16 where a GPU is, float32 elsewhere."""
+    import torch  # only where a model is loaded anyway
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def sampling_of(config: SamplingConfig, renderer: Renderer) -> Sampling:
+    """The sampling settings, with the stop tokens of the template and those configured."""
+    return Sampling(
+        temperature=float(config.temperature),
+        top_p=float(config.top_p),
+        top_k=config.top_k,
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=tuple(dict.fromkeys([*renderer.stop_ids, *(config.stop_token_ids or [])])),
+    )
+
+
+def limits_of(config: PlayConfig) -> Limits:
+    """What ends an episode early."""
+    return Limits(max_turns=config.max_turns, max_sequence_length=config.max_sequence_length)
+
+
+async def _collect(
+    config: CollectConfig,
+    environment: Environment,
+    tasks: list[Task],
+    generation: Generation | None,
+    renderer: Renderer,
+    on_row: OnRow | None,
+) -> Collection:
+    engine = generation or load_generation(config.model, config.generation, trust_remote_code=config.trust_remote_code)
+    try:
+        return await collect_rollouts(
+            tasks,
+            config.num_repeats,
+            environment,
+            engine,
+            renderer,
+            sampling_of(config.generation, renderer),
+            seed=config.seed,
+            concurrency=config.concurrency,
+            limits=limits_of(config),
+            output=Path(config.output),
+            resume=config.resume,
+            overwrite=config.overwrite,
+            on_row=on_row,
+            model_name=config.model,
+        )
+    finally:
+        if generation is None:
+            await engine.close()

@@ -1,0 +1,259 @@
+"""What a training run is made of, before its first step: model, data or environment, algorithm, validation.
+
+In: a `TrainConfig`. Out: `Prepared`. Refuses what cannot work, before anything heavy is loaded where possible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+
+from regimen.algorithms.base import Algorithm
+from regimen.algorithms.grpo import GRPO
+from regimen.config.schema import TrainConfig
+from regimen.config.schema_data import DatasetConfig
+from regimen.errors import ConfigError, PolicyError
+from regimen.generation.base import Sampling
+from regimen.gym.agent import Limits
+from regimen.gym.environment import Environment, Split, Task, load_environment
+from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player, with_reference
+from regimen.pipelines.datasets import Dataset, load_dataset
+from regimen.pipelines.models import resolve_model
+from regimen.pipelines.tasks import environment_of, tasks_of_dataset
+from regimen.policy.local import LocalPolicy, LocalPolicyOptions
+from regimen.registry import resolve
+from regimen.tokens.forest import TrainingSequence
+from regimen.tokens.packing import micro_batches
+from regimen.tokens.template import Renderer
+
+Validation = Callable[[LocalPolicy, int], dict[str, float]]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """The parts of a run. `reference` is there when each step needs it; `player` when episodes are played."""
+
+    algorithm: Algorithm
+    renderer: Renderer
+    policy: LocalPolicy
+    source: BatchSource
+    reference: LocalPolicy | None = None
+    player: Player | None = None
+    validation: Validation | None = None
+    ledger: Counter[str] = field(default_factory=Counter)
+
+    def close(self) -> None:
+        """Free what holds threads or memory."""
+        if self.player is not None:
+            self.player.close()
+
+
+def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepared:
+    """Load everything a run needs. Raises `ConfigError` for what does not fit together."""
+    algorithm = cast("Algorithm", resolve("algorithm", config.algorithm)(config))
+    renderer = Renderer.load(
+        resolve_model(config.policy.tokenizer_name),
+        config.policy.tokenizer.template,
+        config.policy.tokenizer.chat_template_kwargs,
+        trust_remote_code=config.policy.trust_remote_code,
+    )
+    if algorithm.batches == "episodes":
+        return _with_episodes(config, cast("GRPO", algorithm), renderer, folder, for_training)
+    return _with_rows(config, algorithm, renderer, for_training)
+
+
+def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, for_training: bool) -> Prepared:
+    training = config.sft or config.dpo
+    assert training is not None
+    if config.data.train is None:
+        raise ConfigError("there is no training data", where="data.train", expected="dataset_name and data_path")
+    pairs = algorithm.batches == "pairs"
+    length = config.policy.max_total_sequence_length
+    train_rows = load_dataset(config.data.train, renderer, length, pairs=pairs)
+    held_out = None if config.data.validation is None else _held_out(config.data.validation, renderer, length, pairs)
+    policy = load_policy(config, train=for_training)
+    if algorithm.needs_reference and for_training:
+        reference = load_policy(config, train=False)
+        for dataset in filter(None, (train_rows, held_out)):
+            _add_references(dataset, reference, config.policy.logprob_token_budget)
+        del reference
+    source = DatasetBatches(
+        train_rows,
+        config.global_batch_size,
+        seed=training.seed,
+        shuffle=config.data.shuffle,
+        max_epochs=training.max_num_epochs,
+        max_steps=training.max_num_steps,
+    )
+    validation = None if held_out is None else _row_validation(config, algorithm, held_out)
+    return Prepared(algorithm, renderer, policy, source, validation=validation, ledger=train_rows.buckets)
+
+
+def _held_out(config: DatasetConfig, renderer: Renderer, length: int, pairs: bool) -> Dataset | None:
+    """The validation rows, or None where converting left none for validation."""
+    if config.data_path is not None and not Path(config.data_path).exists():
+        folder = Path(config.data_path).parent
+        if (folder / "manifest.json").is_file():
+            return None
+    return load_dataset(config, renderer, length, pairs=pairs)
+
+
+def _add_references(dataset: Dataset, reference: LocalPolicy, budget: int) -> None:
+    """Compute the reference's log-probabilities of all examples once, before training."""
+    sequences = [sequence for example in dataset.examples for sequence in example.sequences]
+    filled = iter(with_reference(sequences, logprobs_of(reference, sequences, budget)))
+    for example in dataset.examples:
+        example.sequences[:] = [next(filled) for _ in example.sequences]
+
+
+def logprobs_of(policy: LocalPolicy, sequences: Sequence[TrainingSequence], budget: int) -> list[np.ndarray]:
+    """Log-probabilities of each sequence's trained tokens, `[num_trained]` float32, in the order of `sequences`."""
+    forests = micro_batches(sequences, budget)
+    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
+    for forest, values in zip(forests, policy.logprobs(forests), strict=True):
+        for place, row in enumerate(forest.row.tolist()):
+            found[row] = values[forest.sequence == place]
+    return found
+
+
+def _row_validation(config: TrainConfig, algorithm: Algorithm, held_out: Dataset) -> Validation:
+    training = config.sft or config.dpo
+    assert training is not None
+    count = min(len(held_out.examples), (training.val_batches or math.inf) * training.val_global_batch_size)
+    batches = DatasetBatches(
+        held_out, max(1, int(count)), seed=training.seed, shuffle=False, max_epochs=1, max_steps=1
+    )
+
+    def validate(policy: LocalPolicy, _: int) -> dict[str, float]:
+        batch = batches.of_rows(list(range(int(count))))
+        forests = micro_batches(batch.sequences, config.policy.logprob_token_budget)
+        result = policy.evaluate(forests, algorithm.loss)
+        return {**result.metrics, "loss": result.loss, "num_rows": float(count)}
+
+    return validate
+
+
+def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
+    """The configured model as a policy; not `train`: for reading only."""
+    policy = config.policy
+    temperature = policy.generation.temperature if policy.generation is not None and config.grpo is not None else 1.0
+    options = LocalPolicyOptions(
+        precision=policy.precision,
+        temperature=temperature or 1.0,
+        max_grad_norm=policy.max_grad_norm,
+        optimizer=policy.optimizer.name,
+        optimizer_kwargs=policy.optimizer.kwargs,
+        schedule=policy.scheduler,
+        activation_checkpointing=policy.activation_checkpointing,
+        trust_remote_code=policy.trust_remote_code,
+        train=train,
+    )
+    return LocalPolicy.load(resolve_model(policy.model_name), options)
+
+
+def _with_episodes(
+    config: TrainConfig, algorithm: GRPO, renderer: Renderer, folder: Path, for_training: bool
+) -> Prepared:
+    assert config.grpo is not None
+    if config.policy.generation is None:
+        raise ConfigError("there is no generation", where="policy.generation", expected="GRPO plays episodes")
+    if config.updates_per_step != 1:
+        raise ConfigError(
+            f"{config.updates_per_step} optimiser steps per batch of episodes are not built yet",
+            where="policy.train_global_batch_size",
+            expected=f"{config.episodes_per_step} (num_prompts_per_step x num_generations_per_prompt)",
+        )
+    if config.data.train is None:
+        raise ConfigError("there are no tasks", where="data.train", expected="dataset_name: Environment, env_name")
+    environment = environment_of(config, config.data.train)
+    tasks = tasks_of_dataset(config.data.train, environment, "train")
+    if len(tasks) < config.grpo.num_prompts_per_step:
+        raise ConfigError(
+            f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.grpo.num_prompts_per_step}"
+        )
+    policy = load_policy(config, train=for_training)
+    player = _player(config, environment, renderer)
+    return Prepared(
+        algorithm=algorithm,
+        renderer=renderer,
+        policy=policy,
+        source=EpisodeBatches(config, algorithm, player, tasks, folder),
+        reference=load_policy(config, train=False) if algorithm.needs_reference and for_training else None,
+        player=player,
+        validation=_episode_validation(config, player, folder),
+    )
+
+
+def _player(config: TrainConfig, environment: Environment, renderer: Renderer) -> Player:
+    generation, grpo = config.policy.generation, config.grpo
+    assert generation is not None
+    assert grpo is not None
+    backend = resolve("generation", generation.backend).load(
+        resolve_model(config.policy.model_name),
+        precision=generation.precision or config.policy.precision,
+        max_batch_size=generation.max_batch_size,
+        trust_remote_code=config.policy.trust_remote_code,
+    )
+    stops = (*renderer.stop_ids, *(generation.stop_token_ids or ()))
+    return Player(
+        environment=environment,
+        generation=backend,
+        renderer=renderer,
+        sampling=Sampling(
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            max_new_tokens=generation.max_new_tokens,
+            stop_ids=tuple(dict.fromkeys(stops)),
+        ),
+        limits=Limits(
+            max_turns=grpo.max_rollout_turns, max_sequence_length=config.policy.max_total_sequence_length
+        ),
+        concurrency=config.episodes_per_step,
+        model_name=config.policy.model_name,
+    )
+
+
+def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Validation | None:
+    """Play the validation tasks with the `val_` settings; None without validation data."""
+    grpo, generation = config.grpo, config.policy.generation
+    if config.data.validation is None or grpo is None or generation is None:
+        return None
+    environment = environment_of(config, config.data.validation)
+    tasks = tasks_of_dataset(config.data.validation, environment, "validation")[: grpo.max_val_samples]
+    sampling = msgspec.structs.replace(
+        player.sampling,
+        temperature=_either(generation.val_temperature, generation.temperature),
+        top_p=_either(generation.val_top_p, generation.top_p),
+        top_k=_either(generation.val_top_k, generation.top_k),
+        max_new_tokens=_either(generation.val_max_new_tokens, generation.max_new_tokens),
+    )
+    judge = Player(
+        environment,
+        player.generation,
+        player.renderer,
+        sampling,
+        player.limits,
+        grpo.val_batch_size or len(tasks),
+        player.model_name,
+    )
+
+    def validate(_: LocalPolicy, step: int) -> dict[str, float]:
+        output = folder / "rollouts" / f"validation_{step}.jsonl"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        played = judge.play(tasks, grpo.val_num_generations_per_prompt, grpo.seed, 0, output)
+        return {"reward": played.mean_reward or 0.0, "num_failed": float(len(played.failures))}
+
+    return validate
+
+
+def _either(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value

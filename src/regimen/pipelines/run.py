@@ -1,0 +1,215 @@
+"""A run's folder: what was asked, with which versions, what came out, and where to go on from.
+
+    config.yaml      the resolved configuration            versions.json    Python, packages, git revision
+    metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
+    step_N/          a Hugging Face model folder with training_info.json; the latest also with training_state.pt
+    model/           the model to use: the best by the configured metric, else the last
+
+A checkpoint appears whole or not at all. Refuses: a fresh run into the folder of another; resuming what was not begun,
+or with another configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from regimen.errors import RunError, UsageError
+
+INFO_FILE = "training_info.json"
+STATE_FILE = "training_state.pt"
+_PACKAGES = ("regimen-rl", "torch", "transformers", "numpy", "msgspec", "pydantic")
+
+
+class RunFolder:
+    """See the module. `start_step` is the number of steps that are done."""
+
+    def __init__(self, folder: Path, config_text: str, *, resume: bool) -> None:
+        self.path = folder
+        self.config_text = config_text
+        self.resume = resume
+        self.start_step = 0
+        self.checkpoint: Path | None = None
+        config_path = folder / "config.yaml"
+        if not resume:
+            if config_path.exists():
+                raise UsageError(
+                    "the folder holds a run",
+                    where=str(folder),
+                    fix="continue it with --resume, or set checkpointing.checkpoint_dir to another folder",
+                )
+        elif not config_path.exists():
+            raise UsageError("there is no run to resume", where=str(folder), fix="start it without --resume")
+        elif config_path.read_text(encoding="utf-8") != config_text:
+            raise UsageError(
+                "the configuration differs from that of the run",
+                where=str(config_path),
+                fix="resume with the same configuration and overrides, or start a new run in another folder",
+            )
+        else:
+            self._find_checkpoint()
+
+    def open(self) -> None:
+        """Make the folder, once everything that the run needs is loaded."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _clear_unfinished(self.path)
+        write_text(self.path / "config.yaml", self.config_text)
+        write_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+    def _find_checkpoint(self) -> None:
+        steps = [path for path in checkpoints(self.path) if (path / STATE_FILE).is_file()]
+        if steps:
+            self.checkpoint = steps[-1]
+            self.start_step = step_of(self.checkpoint)
+
+    def save(
+        self, step: int, write: Callable[[Path], None], info: dict[str, Any], *, keep: int | None, higher_is_better: bool
+    ) -> Path:
+        """Make `step_N` from what `write` puts into a folder, then drop what need not be kept.
+
+        The best `keep` by `info["metric"]` and the latest stay; only the latest keeps its training state.
+        """
+        final = self.path / f"step_{step}"
+        temporary = self.path / f".step_{step}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        write_text(temporary / INFO_FILE, json.dumps({"step": step, **info}, indent=2) + "\n")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+        self.checkpoint = final
+        for path in checkpoints(self.path)[:-1]:
+            (path / STATE_FILE).unlink(missing_ok=True)
+        for path in self._superfluous(keep, higher_is_better):
+            shutil.rmtree(path)
+        return final
+
+    def _superfluous(self, keep: int | None, higher_is_better: bool) -> list[Path]:
+        *others, _ = checkpoints(self.path)
+        if keep is None:
+            return []
+        ranked = _ranked([*others, checkpoints(self.path)[-1]], higher_is_better)
+        return [path for path in others if path not in ranked[:keep]]
+
+    def best(self, *, higher_is_better: bool) -> Path | None:
+        """The best checkpoint by metric; the latest where none has one."""
+        steps = checkpoints(self.path)
+        return _ranked(steps, higher_is_better)[0] if steps else None
+
+
+def _ranked(steps: list[Path], higher_is_better: bool) -> list[Path]:
+    """Best first: by metric where there is one, then the later step."""
+
+    def key(path: Path) -> tuple[float, int]:
+        metric = json.loads((path / INFO_FILE).read_text(encoding="utf-8")).get("metric")
+        value = float("-inf") if metric is None else float(metric) * (1 if higher_is_better else -1)
+        return value, step_of(path)
+
+    return sorted(steps, key=key, reverse=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, by step."""
+    found = [path for path in folder.glob("step_*") if (path / INFO_FILE).is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in `step_N`."""
+    try:
+        return int(checkpoint.name.removeprefix("step_"))
+    except ValueError:
+        raise RunError("not a checkpoint's name", where=str(checkpoint), expected="step_N") from None
+
+
+def _clear_unfinished(folder: Path) -> None:
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish_model(checkpoint: Path, destination: Path) -> None:
+    """Make `destination` the model of `checkpoint`: its files linked, without the training state."""
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(
+        checkpoint, temporary, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(STATE_FILE, INFO_FILE)
+    )
+    shutil.rmtree(destination, ignore_errors=True)
+    temporary.replace(destination)
+
+
+def _link_or_copy(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str | None]:
+    """What the run's results depend on besides its configuration."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    found["git"] = _git_revision()
+    return found
+
+
+def _git_revision() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+class StopSignal:
+    """Set by SIGTERM: finish the step, save, leave."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+
+@contextmanager
+def listening_for_stop() -> Generator[StopSignal]:
+    """Turn SIGTERM into a flag while the block runs (main thread only; elsewhere nothing is listened for)."""
+    flag = StopSignal()
+
+    def stop(*_: object) -> None:
+        flag.received = True
+        print("SIGTERM: finishing this step, then saving a checkpoint", file=sys.stderr, flush=True)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""What computes log-probabilities and takes gradient steps; knows no algorithm."""

@@ -1,0 +1,54 @@
+"""Model folders and training state on disk: Hugging Face folders and safe tensors, written under a temporary name.
+
+In: a model, training state. Out: files that appear whole or not at all. Refuses: pickled code (`weights_only`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regimen.errors import RunError
+
+
+def save_model(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Write config and weights (cast to `dtype`) into `folder`, whole or not at all."""
+    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}  # tied weights stand once
+    state = {name: named[name].detach().to(dtype) for name in model.state_dict() if name in named}
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    config_dtype = model.config.dtype  # type: ignore[union-attr]
+    model.config.dtype = dtype  # type: ignore[union-attr]
+    try:
+        model.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
+        _replace_folder(temporary, folder)
+    finally:
+        model.config.dtype = config_dtype  # type: ignore[union-attr]
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write training state (tensors and plain values) whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote; no pickled code is run. Raises `RunError` when it cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"the training state cannot be read ({error})", where=str(path)) from error
+
+
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.replace(folder)

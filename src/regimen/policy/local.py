@@ -1,0 +1,208 @@
+"""A policy in this process: a Hugging Face decoder with float32 master weights, on one device.
+
+In: forests. Out: log-probabilities, or one optimiser step over all of them. Model folders in and out are ordinary
+Hugging Face folders. Refuses: a model whose attention cannot take a forest, a gradient that is not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regimen.errors import PolicyError
+from regimen.models import default_device, load_model
+from regimen.policy.attention import ATTENTION_NAME, plan_attention
+from regimen.policy.base import Loss, StepResult, Supervision
+from regimen.policy.checkpoint import save_model
+from regimen.policy.logprobs import chunked_logprobs
+from regimen.policy.schedule import build_optimizer, build_schedule
+from regimen.tokens.forest import Forest
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPolicyOptions:
+    """How to hold and train the model. `temperature` divides the logits, as the sampler does."""
+
+    precision: str = "bfloat16"
+    temperature: float = 1.0
+    max_grad_norm: float | None = 1.0
+    optimizer: str = "torch.optim.AdamW"
+    optimizer_kwargs: dict[str, Any] = field(default_factory=lambda: {"lr": 5e-6})
+    schedule: list[dict[str, Any]] | None = None
+    activation_checkpointing: bool = False
+    trust_remote_code: bool = False
+    train: bool = True
+
+
+class LocalPolicy:
+    """See `regimen.policy.base.Policy`."""
+
+    def __init__(self, model: torch.nn.Module, options: LocalPolicyOptions) -> None:
+        self.options = options
+        self.model = model
+        self.device = next(model.parameters()).device
+        _refuse_dropout(model)
+        model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+        if options.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.train(options.train)
+        self.optimizer = self.schedule = None
+        if options.train:
+            self.optimizer = build_optimizer(model, options.optimizer, options.optimizer_kwargs)
+            self.schedule = build_schedule(self.optimizer, options.schedule)
+        else:
+            model.requires_grad_(False)
+
+    @classmethod
+    def load(cls, folder: str | Path, options: LocalPolicyOptions) -> LocalPolicy:
+        """The policy of a model folder, on the GPU where there is one. Raises `PolicyError` where it is none."""
+        model = load_model(folder, torch.float32, trust_remote_code=options.trust_remote_code)
+        return cls(model.to(default_device()), options)
+
+    def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
+        """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""
+        with torch.no_grad():
+            return [self._logprobs(forest).cpu().numpy() for forest in forests]
+
+    def train_step(
+        self, forests: Sequence[Forest], loss: Loss, before_step: Callable[[], None] | None = None
+    ) -> StepResult:
+        """Accumulate the loss over `forests`, clip, step. Raises `PolicyError` on a non-finite gradient.
+
+        `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
+        """
+        if self.optimizer is None or self.schedule is None:
+            raise PolicyError("this policy was loaded for reading and cannot train")
+        self.optimizer.zero_grad(set_to_none=True)
+        total, metrics = self._accumulate(forests, loss, backward=True)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.options.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit).item()
+        if not np.isfinite(norm) or not np.isfinite(total):
+            raise PolicyError(
+                f"loss {total}, gradient norm {norm}: not finite; no step was taken",
+                fix="look at the batch with --show-batch; lower the learning rate",
+            )
+        if before_step is not None:
+            before_step()
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        self.schedule.step()
+        return StepResult(total, norm, rate, metrics, sum(forest.num_tokens for forest in forests))
+
+    def evaluate(self, forests: Sequence[Forest], loss: Loss) -> StepResult:
+        """The same sums without a gradient."""
+        with torch.no_grad():
+            total, metrics = self._accumulate(forests, loss, backward=False)
+        return StepResult(total, 0.0, 0.0, metrics, sum(forest.num_tokens for forest in forests))
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Current weights under their Hugging Face names; tied weights once."""
+        yield from self.model.named_parameters()
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face model folder: weights as bfloat16 safetensors when trained in it, config."""
+        dtype = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
+        save_model(self.model, folder, dtype)
+
+    def state(self) -> dict[str, Any]:
+        """Master weights, optimiser and schedule: what resuming needs. Tensors and plain values only."""
+        if self.optimizer is None or self.schedule is None:
+            raise PolicyError("this policy was loaded for reading and has no training state")
+        return {
+            "model": {name: tensor.detach() for name, tensor in self.model.named_parameters()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        if self.optimizer is None or self.schedule is None:
+            raise PolicyError("this policy was loaded for reading and has no training state")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(state["model"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def _accumulate(self, forests: Sequence[Forest], loss: Loss, *, backward: bool) -> tuple[float, dict[str, float]]:
+        total, metrics = 0.0, dict[str, float]()
+        for forest in forests:
+            output = loss(self._logprobs(forest), supervision(forest, self.device))
+            if backward:
+                output.loss.backward()
+            total += float(output.loss.detach())
+            for name, value in output.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        return total, metrics
+
+    def _logprobs(self, forest: Forest) -> Tensor:
+        tokens = torch.from_numpy(forest.tokens).to(self.device)
+        depth = torch.from_numpy(forest.depth).to(self.device)
+        distinct, entry = np.unique(forest.target, return_inverse=True)
+        with self._autocast():
+            hidden = self.model.model(  # type: ignore[operator, union-attr]
+                input_ids=tokens[None],
+                position_ids=depth[None],
+                use_cache=False,
+                forest_plan=plan_attention(forest),
+            ).last_hidden_state[0]
+        hidden = hidden[torch.from_numpy(forest.parent[distinct]).to(self.device)]
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        dtype = self._compute_dtype()
+        logprob = chunked_logprobs(
+            hidden.to(dtype),
+            head.weight.to(dtype),
+            None if head.bias is None else head.bias.to(dtype),
+            torch.from_numpy(forest.tokens[distinct]).to(self.device),
+            self.options.temperature,
+        )
+        return logprob[torch.from_numpy(entry).to(self.device)]
+
+    def _compute_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.options.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def supervision(forest: Forest, device: torch.device) -> Supervision:
+    """The loss's side of a forest, as tensors on `device`."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Supervision(
+        sequence=tensor(forest.sequence),
+        weight=tensor(forest.weight),
+        advantage=tensor(forest.advantage),
+        sampled_logprob=tensor(forest.sampled_logprob),
+        previous_logprob=tensor(forest.previous_logprob),
+        reference_logprob=tensor(forest.reference_logprob),
+        pair=tensor(forest.pair),
+        is_chosen=tensor(forest.is_chosen),
+        sample_mask=tensor(forest.sample_mask),
+        num_trained=tensor(forest.num_trained),
+        valid_tokens=forest.valid_tokens,
+        valid_sequences=forest.valid_sequences,
+    )
+
+
+def _refuse_dropout(model: torch.nn.Module) -> None:
+    active = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
+    attention = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)  # type: ignore[union-attr]
+    if active or attention:
+        raise PolicyError(
+            f"the model has dropout ({', '.join(active[:3]) or f'attention_dropout={attention}'})",
+            expected="0: log-probabilities of one policy must not be random",
+            fix="set policy.hf_config_overrides.attention_dropout=0",
+        )

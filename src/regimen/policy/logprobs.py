@@ -1,0 +1,73 @@
+"""Log-probabilities of chosen tokens from hidden states, without ever holding the whole logits.
+
+In: hidden states `[N, H]`, the vocabulary head `[V, H]`, targets `[N]`. Out: log-probabilities `[N]`, float32.
+Logits exist for one chunk of rows at a time, in the backward pass too, where they are computed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 * 2**20  # float32 logits held at a time
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, target: Tensor, temperature: float
+    ) -> Tensor:
+        logprob = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+        lse = torch.empty_like(logprob)
+        for rows in _chunks(len(target), head.shape[0]):
+            logits = _logits(hidden[rows], head, bias, temperature)
+            lse[rows] = torch.logsumexp(logits, dim=-1)
+            logprob[rows] = logits.gather(1, target[rows, None]).squeeze(1) - lse[rows]
+        ctx.save_for_backward(hidden, head, bias, target, lse)
+        ctx.temperature = temperature
+        return logprob
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, bias, target, lse = ctx.saved_tensors
+        gradient = gradients[0] / ctx.temperature
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=head.device)
+        for rows in _chunks(len(target), head.shape[0]):
+            slope = _logits(hidden[rows], head, bias, ctx.temperature)
+            slope = slope.sub_(lse[rows, None]).exp_().mul_(-gradient[rows, None])
+            slope.scatter_add_(1, target[rows, None], gradient[rows, None])
+            slope_cast = slope.to(head.dtype)
+            grad_hidden[rows] = slope_cast @ head
+            grad_head += slope_cast.T @ hidden[rows]
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+        return grad_hidden, grad_head.to(head.dtype), grad_bias, None, None
+
+
+def _chunks(num_rows: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = (hidden @ head.T).float()
+    if bias is not None:
+        logits += bias.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def chunked_logprobs(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, target: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """`log_softmax(hidden @ head.T / temperature)` at `target`: `[N]` float32, differentiable.
+
+    hidden `[N, H]` and head `[V, H]` of one dtype (the matrix products run in it, the softmax in float32), target `[N]`
+    int64. `temperature` is the sampling temperature, so that the result compares with the sampler's.
+    """
+    result = _ChunkedLogprobs.apply(hidden, head, bias, target, temperature)
+    assert isinstance(result, Tensor)
+    return result

@@ -1,0 +1,51 @@
+"""The table of replaceable parts: kind -> name -> "module:attribute", imported when used.
+
+Adding a part is one line here. An unknown name raises `ConfigError` naming the known ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from regimen.errors import ConfigError
+
+PARTS: dict[str, dict[str, str]] = {
+    "algorithm": {
+        "sft": "regimen.algorithms.sft:SFT",
+        "dpo": "regimen.algorithms.dpo:DPO",
+        "grpo": "regimen.algorithms.grpo:GRPO",
+    },
+    "policy": {
+        "local": "regimen.policy.local:LocalPolicy",
+    },
+    "generation": {
+        "transformers": "regimen.generation.transformers:TransformersGeneration",
+        "fake": "regimen.generation.fake:FakeGeneration",
+    },
+    "tracker": {
+        "jsonl": "regimen.tracking.jsonl:JsonLinesTracker",
+        "tensorboard": "regimen.tracking.tensorboard:TensorBoardTracker",
+    },
+}
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """The known name closest to `name`, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Import and return the part `name` of `kind`; raises `ConfigError` for an unknown name."""
+    table = PARTS[kind]
+    if name not in table:
+        close = nearest(name, list(table))
+        raise ConfigError(
+            f"unknown {kind} {name!r}",
+            expected=f"one of {', '.join(sorted(table))}",
+            fix=f"did you mean {close!r}?" if close else None,
+        )
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

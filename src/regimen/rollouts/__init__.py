@@ -1,0 +1,1 @@
+"""What an episode is: rollout rows, their outcomes, their tokens; reading, writing, grouping, measuring."""

@@ -1,0 +1,91 @@
+"""Dividing a global batch into micro-batches under a token budget, keeping what shares a prefix together.
+
+In: training sequences. Out: forests whose losses add up to that of the whole batch.
+Refuses: a unit (a sequence, or a pair) that is longer than the budget is not cut; it gets a micro-batch of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from regimen.tokens.forest import (
+    Forest,
+    TrainingSequence,
+    build_forest,
+    common_prefix,
+    lexicographic_order,
+    normalisers,
+)
+
+
+def micro_batches(
+    sequences: Sequence[TrainingSequence],
+    token_budget: int,
+    *,
+    share: bool = True,
+    valid_tokens: float | None = None,
+    valid_sequences: float | None = None,
+) -> list[Forest]:
+    """Forests of at most `token_budget` tokens each (a longer unit stands alone), in a deterministic order.
+
+    Sequences of one pair are one unit and never split. Units are taken in lexicographic order, so that neighbours share
+    the longest prefixes, and a unit is counted with the tokens it adds. Sequences without a trained token are left out:
+    nothing of them would be computed. The normalisers default to those of all of `sequences`.
+    """
+    tokens_total, sequences_total = normalisers(sequences)
+    tokens_total = tokens_total if valid_tokens is None else valid_tokens
+    sequences_total = sequences_total if valid_sequences is None else valid_sequences
+    arrays = [_computed_ids(sequence) for sequence in sequences]
+    forests: list[Forest] = []
+    for rows in _groups(sequences, arrays, token_budget, share):
+        part = [sequences[row] for row in rows]
+        trimmed = [_trimmed(sequence, arrays[row]) for sequence, row in zip(part, rows, strict=True)]
+        forests.append(
+            build_forest(
+                trimmed, rows=rows, valid_tokens=tokens_total, valid_sequences=sequences_total, share=share
+            )
+        )
+    return forests
+
+
+def _computed_ids(sequence: TrainingSequence) -> np.ndarray:
+    """The ids up to the last trained one: nothing behind it is needed."""
+    stop = sequence.spans[-1][1] if sequence.spans else 0
+    return np.asarray(sequence.ids, dtype=np.int64)[:stop]
+
+
+def _trimmed(sequence: TrainingSequence, ids: np.ndarray) -> TrainingSequence:
+    return sequence if len(ids) == len(sequence.ids) else replace(sequence, ids=ids)
+
+
+def _groups(
+    sequences: Sequence[TrainingSequence], arrays: Sequence[np.ndarray], token_budget: int, share: bool
+) -> list[list[int]]:
+    units: dict[tuple[str, int], list[int]] = {}
+    for row in lexicographic_order(arrays):
+        if len(arrays[row]):
+            pair = sequences[row].pair
+            units.setdefault(("pair", pair) if pair >= 0 else ("row", row), []).append(row)
+    groups: list[list[int]] = []
+    size = 0
+    for rows in units.values():
+        added = _added(rows, arrays, groups[-1][-1] if groups else None, share)
+        if not groups or size + added > token_budget:
+            groups.append([])
+            size, added = 0, _added(rows, arrays, None, share)
+        groups[-1].extend(rows)
+        size += added
+    return groups
+
+
+def _added(rows: list[int], arrays: Sequence[np.ndarray], previous: int | None, share: bool) -> int:
+    """Tokens that `rows` add behind the sequence `previous`: an upper bound of what the trie will add."""
+    added = 0
+    for row in rows:
+        shared = common_prefix(arrays[previous], arrays[row]) if share and previous is not None else 0
+        added += len(arrays[row]) - shared
+        previous = row
+    return added

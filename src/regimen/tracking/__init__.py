@@ -1,0 +1,1 @@
+"""Where a run's numbers go while it runs: metrics.jsonl, TensorBoard, or both."""

@@ -1,0 +1,58 @@
+"""What every test run does: skip what this machine cannot run, and end by saying what was left out and why."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections import Counter
+from functools import cache
+
+import pytest
+
+LEFT_OUT = {
+    "slow": "minutes long; `make test-all` runs them",
+    "gpu": "need a CUDA device; `make test-all` runs them where one is",
+    "vllm": "need vLLM; `make test-all` runs them where it is installed",
+    "browser": "need a browser; `make test-all` runs them where one is",
+}
+deselected: Counter[str] = Counter()
+
+
+@cache
+def missing(mark: str) -> str | None:
+    """Why this machine cannot run tests with a mark, or None when it can."""
+    if mark == "gpu":
+        return None if has_cuda() else "no CUDA device"
+    if mark == "vllm":
+        return None if importlib.util.find_spec("vllm") else "vLLM is not installed"
+    if mark == "browser":
+        names = ("chromium", "chromium-browser", "google-chrome")
+        return None if any(shutil.which(name) for name in names) else "no browser is installed"
+    return None
+
+
+def has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in LEFT_OUT:
+        if item.get_closest_marker(mark) and (reason := missing(mark)):
+            pytest.skip(reason)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = [mark for mark in LEFT_OUT if item.get_closest_marker(mark)]
+        deselected[marks[0] if marks else "named otherwise"] += 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for mark, count in sorted(deselected.items()):
+        reason = LEFT_OUT.get(mark, "not chosen on the command line")
+        terminalreporter.write_line(f"left out: {count} {mark} tests: {reason}")

@@ -1,0 +1,140 @@
+import pytest
+
+from regimen.config import check_runnable, load_train_config
+from regimen.config.schema import TrainConfig
+from regimen.errors import ConfigError
+
+ENVIRONMENT = ["data.train.dataset_name=Environment", "data.train.env_name=calculator"]
+
+
+def grpo(*overrides: str) -> TrainConfig:
+    return load_train_config("grpo", [*ENVIRONMENT, "grpo.val_period=0", *overrides])
+
+
+def sft(*overrides: str) -> TrainConfig:
+    data = ["data.train.dataset_name=openai_format", "data.train.data_path=t"]
+    return load_train_config("sft", [*data, "sft.val_period=0", "sft.val_at_start=false", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "fix"),
+    [
+        ("policy.train_global_batch_size=100", "policy.train_global_batch_size", "train_global_batch_size=512"),
+        ("policy.train_global_batch_size=1024", "policy.train_global_batch_size", "does not divide the 512 episodes"),
+        ("grpo.num_generations_per_prompt=1", "grpo.num_generations_per_prompt", "expected at least 2"),
+        ("policy.generation.temperature=0", "policy.generation.temperature", "expected more than 0"),
+        ("policy.generation.top_p=0.9", "policy.generation.top_p", "expected 1.0"),
+        ("policy.generation.top_k=50", "policy.generation.top_k", "expected null"),
+        ("policy.generation.max_new_tokens=513", "policy.generation.max_new_tokens", "at most policy.max_total"),
+        ("policy.generation.backend=vllm", "policy.generation.backend", "set policy.generation.backend=transformers"),
+        ("policy.generation.backend=transformer", "policy.generation.backend", "did you mean 'transformers'?"),
+        ("~policy.generation", "policy.generation", "is missing"),
+        ("loss_fn.ratio_clip_c=1.0", "loss_fn.ratio_clip_c", "expected greater than 1"),
+        ("loss_fn.ratio_clip_min=-0.1", "loss_fn.ratio_clip_min", "greater than or equal to 0"),
+        ("loss_fn.sequence_level_importance_ratios=true", "loss_fn.sequence_level", "token_level_loss: false with it"),
+        ("loss_fn.truncated_importance_sampling_type=tis", "loss_fn.truncated_importance_sampling_type", "null, as"),
+        ("loss_fn.truncated_importance_sampling_ratio=2.0", "loss_fn.truncated_importance_sampling_ratio", "null, as"),
+        ("loss_fn.reference_policy_kl_type=k4", "loss_fn.reference_policy_kl_type", "'k1', 'k2' or 'k3'"),
+        ("grpo.skip_reference_policy_logprobs_calculation=true", "grpo.skip_", "reference_policy_kl_penalty=0"),
+        ("grpo.adv_estimator.name=gae", "grpo.adv_estimator.name", "'grpo', 'gdpo' or 'reinforce_plus_plus'"),
+        ("grpo.adv_estimator.reward_weights=[1.0]", "grpo.adv_estimator.reward_weights", "gdpo"),
+        ("data.train.data_path=x", "data.train.data_path", "Environment does not read it"),
+        ("env.calculater.seed=1", "env.calculater", "expected env.calculator"),
+        ("data.train.env_name=null", "data.train.env_name", "is missing for Environment"),
+        ("data.train.dataset_name=openai_format", "data.train.dataset_name", "is no data for grpo"),
+        ("checkpointing.metric_name=test:reward", "checkpointing.metric_name", "val:<metric> or train:<metric>"),
+        ("grpo.val_period=5", "grpo.val_period", "set data.validation.data_path, or grpo.val_period=0"),
+        ("policy.scheduler=[{name: a}, {name: b}]", "policy.scheduler", "exactly one {milestones"),
+        ("policy.scheduler=[{nam: a}]", "policy.scheduler", "a stage is {name, kwargs}"),
+        ("policy.scheduler=[{name: a}, {name: b}, {milestones: [1, 2]}]", "policy.scheduler", "need 1 milestones"),
+    ],
+)  # fmt: skip
+def test_grpo_refusals(override: str, where: str, fix: str):
+    with pytest.raises(ConfigError) as caught:
+        grpo(override)
+    assert str(caught.value).startswith(where)
+    assert fix in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["grpo.advantage_clip_low=1.0", "grpo.advantage_clip_high=-1.0"], "at most grpo.advantage_clip_high"),
+        (["grpo.reward_scaling.enabled=true", "grpo.reward_scaling.source_min=2.0"], "less than source_max"),
+        (["grpo.reward_shaping.enabled=true", "grpo.reward_shaping.max_response_length=null"], "is missing, but"),
+        (["loss_fn.use_cispo=true", "loss_fn.ratio_clip_c=3.0"], "null, as use_cispo is set"),
+        (["loss_fn.force_on_policy_ratio=true", "loss_fn.disable_ppo_ratio=true"], "disable_ppo_ratio is set"),
+        (
+            ["loss_fn.use_importance_sampling_correction=true", "loss_fn.truncated_importance_sampling_type=icepop",
+             "loss_fn.truncated_importance_sampling_ratio=2.0"],
+            "a lower bound for icepop",
+        ),
+    ],
+)  # fmt: skip
+def test_grpo_combinations(overrides: list[str], expected: str):
+    with pytest.raises(ConfigError, match=expected):
+        grpo(*overrides)
+
+
+def test_good_grpo_passes_and_can_run():
+    config = grpo("loss_fn.use_importance_sampling_correction=true", "loss_fn.truncated_importance_sampling_type=tis",
+                  "loss_fn.truncated_importance_sampling_ratio=2.0", "loss_fn.ratio_clip_c=3.0")  # fmt: skip
+    check_runnable(config)
+    assert config.notes == ["without validation data, checkpoints are kept by age: checkpointing.metric_name"]
+
+
+def test_a_group_of_one_needs_no_leave_one_out():
+    config = grpo("grpo.num_generations_per_prompt=1", "grpo.use_leave_one_out_baseline=false")
+    assert config.global_batch_size == 32
+
+
+def test_what_loads_but_cannot_run_is_refused_by_name():
+    several = grpo("policy.train_global_batch_size=128")
+    assert any("4 optimiser steps for each batch" in note for note in several.notes)
+    with pytest.raises(ConfigError, match=r"policy\.train_global_batch_size=512"):
+        check_runnable(several)
+    paths = ["data.default.dataset_name=ResponseDataset", "data.train.data_path=t", "grpo.val_period=0"]
+    with pytest.raises(ConfigError, match="environment 'math' for question-and-answer rows is not implemented"):
+        check_runnable(load_train_config("grpo_math_1B", paths))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss_fn.ratio_clip_min=0.1", "loss_fn.* has no meaning with sft"),
+        ("env.calculator.seed=1", "env.* has no meaning with sft"),
+        ("data.train.dataset_name=PreferenceDataset", "no data for sft; expected one of openai_format"),
+        ("data.train.prompt_key=question", "is 'question', but openai_format does not read it"),
+        ("data.train.data_path=null", "data.train"),
+        ("sft.val_at_start=true", "is true, but there is no validation data"),
+        ("sft.val_period=10", "is 10, but there is no validation data"),
+    ],
+)  # fmt: skip
+def test_sft_refusals(override: str, expected: str):
+    with pytest.raises(ConfigError, match=expected):
+        sft(override)
+
+
+def test_the_fix_for_missing_validation_data_works():
+    with pytest.raises(ConfigError) as caught:
+        sft("sft.val_period=10", "sft.val_at_start=true")
+    assert caught.value.fix == "set data.validation.data_path, or sft.val_period=0 sft.val_at_start=false"
+
+
+def test_prompt_files_are_refused_where_they_would_change_the_rows():
+    with pytest.raises(ConfigError, match=r"data.train.prompt_file.*not implemented"):
+        sft("data.train.dataset_name=ResponseDataset", "data.train.prompt_file=cot.txt")
+
+
+def test_unused_validation_data_and_machines_are_noted():
+    config = sft("data.validation.dataset_name=openai_format", "data.validation.data_path=v", "cluster.num_nodes=2")
+    assert any("it will not be used" in note for note in config.notes)
+    assert any(note.endswith("one process: cluster") for note in config.notes)
+
+
+def test_token_budgets():
+    config = sft("policy.train_micro_batch_size=4", "policy.logprob_batch_size=8")
+    assert (config.policy.train_token_budget, config.policy.logprob_token_budget) == (4096, 8192)
+    packed = sft("policy.sequence_packing.enabled=true", "policy.sequence_packing.train_mb_tokens=3000")
+    assert (packed.policy.train_token_budget, packed.policy.logprob_token_budget) == (3000, 3000)
+    assert sft("policy.train_micro_batch_tokens=500").policy.train_token_budget == 500

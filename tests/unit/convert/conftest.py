@@ -1,0 +1,84 @@
+"""Factories for the tests of `regimen.convert`: episodes and task rollouts with little to say."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from regimen.convert.episodes import Episode, digest
+from regimen.convert.grpo import TaskRollout
+from regimen.rollouts.records import Source
+from regimen.rollouts.turns import TokenSequence
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "convert"
+
+
+@pytest.fixture
+def calculator() -> Path:
+    """Ten rows of four tasks with tools, reasoning, token ids; task rows and one failure beside them."""
+    return FIXTURES / "calculator.jsonl"
+
+
+@pytest.fixture
+def choices() -> Path:
+    """Four flat rows of two tasks, bare-string prompts, ground truth in the rows."""
+    return FIXTURES / "choices.jsonl"
+
+
+@pytest.fixture
+def make_episode() -> Callable[..., Episode]:
+    """An episode of task `t` whose answer is `text`; lines count up so that keys differ."""
+    lines = iter(range(1, 10_000))
+
+    def make(task: str = "t", text: str = "yes", reward: float = 1.0, **changes: Any) -> Episode:
+        line = next(lines)
+        prompt = changes.pop("prompt", [{"role": "user", "content": f"question of {task}"}])
+        tools = changes.pop("tools", [])
+        fields: dict[str, Any] = {
+            "source": Source("rollouts.jsonl", line),
+            "task_id": task,
+            "task_index": None,
+            "rollout_index": line,
+            "environment": None,
+            "reward": reward,
+            "prompt": prompt,
+            "completion": [{"role": "assistant", "content": text}],
+            "tools": tools,
+            "prompt_key": digest([prompt, tools]),
+            "packed": msgspec.msgpack.encode([TokenSequence([1, 2, 3], [(1, 3)], [-0.5, -0.5])]),
+            "num_sequences": 1,
+            "num_sampled": 2,
+            "tokenizer": None,
+            "template": None,
+        }
+        return Episode(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_task_rollout() -> Callable[..., TaskRollout]:
+    """A rollout of task `t` as GRPO sees it."""
+    lines = iter(range(1, 10_000))
+
+    def make(name: str = "t", reward: float = 1.0, **changes: Any) -> TaskRollout:
+        fields: dict[str, Any] = {
+            "source": Source("rollouts.jsonl", next(lines)),
+            "task_id": name,
+            "task_index": None,
+            "environment": None,
+            "reward": reward,
+            "params": {"input": f"question of {name}"},
+            "task": None,
+            "fields": {"expected_answer": "42"},
+            "measured": frozenset[str](),
+            "prompt_key": name,
+            "num_sampled": 0,
+            "tokenizer": None,
+            "template": None,
+        }
+        return TaskRollout(**(fields | changes))
+
+    return make

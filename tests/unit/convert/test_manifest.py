@@ -1,0 +1,31 @@
+import hashlib
+
+import pytest
+
+from regimen.convert.manifest import count_fingerprints, read_manifest, rewards_of, sha256_of
+from regimen.errors import ConvertError
+
+
+def test_the_hash_is_of_the_bytes(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"abc" * 500_000)
+    assert sha256_of(path) == hashlib.sha256(b"abc" * 500_000).hexdigest()
+
+
+def test_rewards_are_summarised():
+    summary = rewards_of([0.0, 1.0, 1.0, 0.0])
+    assert (summary.num_scored, summary.kind, summary.lowest, summary.highest, summary.mean) == (4, "binary", 0, 1, 0.5)
+    assert rewards_of([0.0, 0.5]).kind == "continuous"
+    assert rewards_of([]).kind == "none"
+
+
+def test_fingerprints_are_counted():
+    assert count_fingerprints(["a", None, "b", "a"]) == {"a": 2, "b": 1}
+
+
+def test_a_folder_without_a_manifest_or_with_a_wrong_one_is_refused(tmp_path):
+    with pytest.raises(ConvertError, match=r"no manifest\.json"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"version": 1}')
+    with pytest.raises(ConvertError, match="not a manifest"):
+        read_manifest(tmp_path)

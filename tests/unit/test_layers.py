@@ -1,0 +1,162 @@
+"""The direction table: which room may import which, read from the sources; and what quick commands leave unloaded."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "regimen"
+FREE = {"errors", "registry", "config"}
+EVERYTHING = None
+# A room may import itself, the free modules, and what stands here: a room, or one module of it as "room/module".
+ALLOWED: dict[str, set[str] | None] = {
+    "errors": set(),
+    "registry": set(),
+    "config": set(),
+    "rollouts": set(),
+    "convert": {"rollouts"},
+    "tokens": {"rollouts", "convert/sidecar"},
+    "diagnosis": {"rollouts", "convert", "tokens"},
+    "models": set(),  # loading a model folder, for the two rooms that hold one
+    "generation": {"tokens", "models"},
+    "policy": {"tokens", "models"},
+    "gym": {"rollouts", "tokens", "generation/base"},
+    "algorithms": {"tokens", "policy/base"},
+    "evaluation": {"rollouts"},
+    "tracking": set(),
+    "pipelines": EVERYTHING,
+    "cli": EVERYTHING,
+    "viewer": EVERYTHING,
+}
+TENSOR_LIBRARIES = {"torch", "transformers", "safetensors", "tensorboard"}
+# Rooms that hold no tensors: none of their modules imports a tensor library, not even when called.
+WITHOUT_TENSORS = {"rollouts", "convert", "diagnosis", "evaluation", "config", "gym", "errors", "registry"}
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """Line and full name of everything a module imports, inside functions and for the type checker too."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def is_allowed(room: str, name: str) -> bool:
+    """Whether `room` may import `regimen.…` by that full name."""
+    allowed = ALLOWED[room]
+    parts = name.split(".")[1:]
+    if allowed is EVERYTHING or not parts or parts[0] in FREE | {room, "__version__"}:
+        return True
+    return parts[0] in allowed or "/".join(parts[:2]) in allowed
+
+
+def test_every_room_stands_in_the_table() -> None:
+    rooms = {room_of(path) for path in modules()} - {"__init__"}
+    assert rooms <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("room", sorted(room for room in ALLOWED if (SOURCE / room).exists()))
+def test_room_imports_only_what_the_table_allows(room: str) -> None:
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{line} imports {name}"
+        for path in modules()
+        if room_of(path) == room
+        for line, name in imports_of(path)
+        if name.split(".")[0] == "regimen" and not is_allowed(room, name)
+    ]
+    assert wrong == []
+
+
+def test_table_refuses_what_it_should() -> None:
+    assert not is_allowed("rollouts", "regimen.tokens.forest")
+    assert not is_allowed("gym", "regimen.generation.transformers.TransformersGeneration")
+    assert not is_allowed("algorithms", "regimen.policy.local.LocalPolicy")
+    assert not is_allowed("convert", "regimen.pipelines.convert.convert")
+    assert is_allowed("gym", "regimen.generation.base.Generation")
+    assert is_allowed("cli", "regimen.pipelines.train.train")
+    assert is_allowed("rollouts", "regimen.errors.RolloutError")
+
+
+def test_rooms_without_tensors_import_no_tensor_library() -> None:
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{line} imports {name}"
+        for path in modules()
+        if room_of(path) in WITHOUT_TENSORS
+        for line, name in imports_of(path)
+        if name.split(".")[0] in TENSOR_LIBRARIES
+    ]
+    assert wrong == []
+
+
+def test_no_room_is_a_drawer_for_anything() -> None:
+    names = {part for path in modules() for part in path.relative_to(SOURCE).with_suffix("").parts}
+    assert names.isdisjoint({"utils", "util", "common", "helpers", "misc"})
+
+
+ROW = (
+    '{"responses_create_params": {"input": "What is 2 + 2?"}, "reward": REWARD, "_ng_task_index": TASK,'
+    ' "_ng_rollout_index": 0, "agent_ref": {"name": "sums"}, "response": {"output": [{"type": "message",'
+    ' "role": "assistant", "content": [{"type": "output_text", "text": "4"}]}]}}\n'
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["version"],
+        *[[verb, "--help"] for verb in ("collect", "inspect", "convert", "train", "evaluate", "iterate", "quickstart")],
+        ["inspect", "rollouts.jsonl"],
+        ["convert", "rollouts.jsonl", "--to", "sft", "--out", "sft"],
+        ["evaluate", "--rollouts", "rollouts.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_quick_command_imports_no_tensor_library(words: list[str], tmp_path: Path) -> None:
+    """The command works, in a process of its own, and has loaded no tensor library when it ends."""
+    rows = [ROW.replace("TASK", str(task)).replace("REWARD", str(task % 2)) for task in range(40)]
+    (tmp_path / "rollouts.jsonl").write_text("".join(rows), encoding="utf-8")
+    program = (
+        "import sys; from regimen.cli.main import main; code = main(sys.argv[1:]); "
+        f"print('LOADED', sorted(set(sys.modules) & {TENSOR_LIBRARIES!r})); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SOURCE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_importing_regimen_loads_no_room() -> None:
+    program = "import sys, regimen; print(sorted(name for name in sys.modules if name.startswith('regimen')))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(SOURCE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "['regimen']"
