@@ -6,6 +6,8 @@ import importlib.util
 import shutil
 from collections import Counter
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +18,24 @@ LEFT_OUT = {
     "browser": "need a browser; `make test-all` runs them where one is",
 }
 deselected: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """`tests/fixtures/tiny_model.py`: makers of tiny random models and tokenizers."""
+    path = Path(__file__).parent / "fixtures" / "tiny_model.py"
+    spec = importlib.util.spec_from_file_location("tiny_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama with a byte-level tokenizer and the shipped chat template."""
+    return tiny.save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @cache

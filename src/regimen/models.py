@@ -37,3 +37,22 @@ def load_model(folder: str | Path, dtype: torch.dtype, *, trust_remote_code: boo
             where=str(folder),
             expected="a Hugging Face model folder with safetensors, or a hub name",
         ) from error
+
+
+# What changes scores or logits in ways that neither the forest nor the decoding attention computes, with its neutral value.
+_CHANGES_LOGITS = {"attn_logit_softcapping": None, "final_logit_softcapping": None, "logits_scaling": 1, "logit_scale": 1}
+_ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Raise `PolicyError` for a model whose numbers would silently be other than its own code's."""
+    for name, neutral in _CHANGES_LOGITS.items():
+        value = getattr(config, name, None)
+        if value is not None and value != neutral:
+            raise PolicyError(f"the model's {name} is {value} (softcap or scale)", expected="a model without it")
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION_LAYERS))
+    if other:
+        raise PolicyError(
+            f"the model has layers of type {', '.join(other)}, which would mix the tokens of sibling sequences",
+            expected=" and ".join(_ATTENTION_LAYERS),
+        )

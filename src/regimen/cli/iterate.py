@@ -26,9 +26,9 @@ def iterate(
     from regimen.config.load import load_iterate_config
     from regimen.pipelines.iterate import iterate as run_rounds
 
-    flags = [f"{name}=true" for name, value in (("resume", resume), ("overwrite", overwrite)) if value]
+    flags = ["overwrite=true"] if overwrite else []
     loaded = load_iterate_config(config, [*(overrides or ()), *flags])
     print_notes(loaded.notes)
     with shown_progress() as report:
-        result = run_rounds(loaded, progress=report)
+        result = run_rounds(loaded, resume=resume, progress=report)
     typer.echo(str(result))

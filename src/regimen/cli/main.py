@@ -19,6 +19,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from regimen.errors import RegimenError, UsageError
 
+# Threads that wait by spinning make two busy processes on two cores many times slower. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class Verb(NamedTuple):
     """One command: its line in `regimen --help`, the function behind it, and what an interruption leaves."""

@@ -90,8 +90,11 @@ def _check_round(config: IterateConfig) -> None:
     train = config.train
     given = [*train.overrides, assignment("policy.model_name", config.model)]
     name = lookup(_read(train.config, given).tree, "data.train.dataset_name")[1]
+    # Tasks to play are converted for training alone; rows are converted for validation too, of the same kind.
+    entries = ("train",) if config.convert["to"] == "grpo" else ("train", "validation")
     if name != "Environment":
-        given += [assignment(f"data.{entry}.data_path", f"{entry}.jsonl") for entry in ("train", "validation")]
+        given += [assignment(f"data.{entry}.data_path", f"{entry}.jsonl") for entry in entries]
+        given += [assignment(f"data.{entry}.dataset_name", name) for entry in entries if name is not None]
     trained = load_train_config(train.config, given)
     if trained.algorithm != config.convert["to"]:
         raise ConfigError(

@@ -101,7 +101,7 @@ class WandbConfig(Section):
 class LoggerConfig(Section):
     """Which trackers, besides metrics.jsonl, which is always written."""
 
-    log_dir: str = "logs"
+    log_dir: str | None = None
     tensorboard_enabled: bool = True
     wandb_enabled: bool = False
     wandb: WandbConfig = WandbConfig()

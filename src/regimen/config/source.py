@@ -47,6 +47,10 @@ class Layers:
         origin = self.origins.get(path) or self.origins.get(".".join(parts[:index]))
         return f"{path} ({origin})" if origin else path
 
+    def refusal(self, path: str, message: str, expected: str | None = None, fix: str | None = None) -> ConfigError:
+        """The error that says what is wrong with `path`, and where it was set."""
+        return ConfigError(message, where=self.where(path), expected=expected, fix=fix)
+
     def today(self, path: str) -> str:
         """The present name of a key; an old one is remembered for the note."""
         if path in KNOWN.renamed:

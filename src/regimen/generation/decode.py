@@ -26,7 +26,9 @@ class KeyValueMemory:
     prefix: list[tuple[Tensor, Tensor]] | None = None
 
     @classmethod
-    def allocate(cls, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValueMemory:
+    def allocate(
+        cls, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> KeyValueMemory:
         """Empty buffers for a decoder of `config`."""
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -63,18 +65,36 @@ class KeyValueMemory:
 
 @dataclass(frozen=True, slots=True)
 class DecodeView:
-    """One forward pass over the memory: n rows, L new tokens each.
+    """One forward pass over the memory: T new tokens of n rows, one row's after the other's, at most L of each.
 
-    `position` `[n, L]` is where each new token's keys go in the row's own memory; `length` the longest own length after
-    the pass; `mask` `[n, 1, L, length]` what each new token sees of it (0 or -inf); `uses_prefix` `[n, 1, 1]` bool.
+    The model sees them as one sequence, so that nothing is padded but the queries inside attention. `row` `[T]` counts
+    from `first_row`; `column` `[T]` counts within the row's new tokens; `position` `[T]` is where a token's keys go in
+    the row's own memory; `length` the longest own length after the pass; `mask` `[n, 1, L, length]` what each new
+    token sees of it (0 or -inf); `uses_prefix` `[n, 1, 1]` bool.
     """
 
     memory: KeyValueMemory
-    rows: Tensor
+    first_row: int
+    row: Tensor
+    column: Tensor
     position: Tensor
     length: int
     mask: Tensor
     uses_prefix: Tensor | None
+
+    def padded(self, flat: Tensor) -> Tensor:
+        """`[1, H, T, D]` to `[n, H, L, D]`."""
+        rows, _, width, _ = self.mask.shape
+        tokens = flat[0].transpose(0, 1)
+        if width == 1:
+            return tokens.unsqueeze(2)
+        result = flat.new_zeros(rows, flat.shape[1], width, flat.shape[3])
+        result[self.row, :, self.column] = tokens
+        return result
+
+    def flattened(self, padded: Tensor) -> Tensor:
+        """`[n, H, L, D]` to `[1, T, H, D]`."""
+        return padded[self.row, :, self.column].unsqueeze(0)
 
 
 def decode_attention(
@@ -88,26 +108,30 @@ def decode_attention(
     sliding_window: int | None = None,
     *,
     decode_view: DecodeView | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention implementation for transformers: q `[n, Hq, L, D]` over prefix and own memory -> `[n, L, Hq, D]`."""
+    """Attention implementation for transformers: q `[1, Hq, T, D]` over prefix and own memory -> `[1, T, Hq, D]`."""
     if decode_view is None or attention_mask is not None or dropout:
         raise GenerationError(f"{type(module).__name__} does not hand keyword arguments on to its attention")
     if sliding_window is not None:
         raise GenerationError(
             "models with a sliding window are not supported by the in-process engine", fix="use another backend"
         )
+    if s_aux is not None:
+        raise GenerationError("models with attention sinks are not supported by the in-process engine")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     view, layer = decode_view, int(module.layer_idx)  # type: ignore[arg-type]
     keys, values = view.memory.own[layer]
-    keys[view.rows[:, None], :, view.position] = key.transpose(1, 2)
-    values[view.rows[:, None], :, view.position] = value.transpose(1, 2)
-    rows = slice(int(view.rows[0]), int(view.rows[-1]) + 1)
-    own_keys, own_values = keys[rows, :, : view.length], values[rows, :, : view.length]
-    output, lse = _attend(query, own_keys, own_values, view.mask, scale)
+    memory_row = view.row + view.first_row
+    keys[memory_row, :, view.position] = key[0].transpose(0, 1)
+    values[memory_row, :, view.position] = value[0].transpose(0, 1)
+    rows = slice(view.first_row, view.first_row + len(view.mask))
+    padded = view.padded(query)
+    output, lse = _attend(padded, keys[rows, :, : view.length], values[rows, :, : view.length], view.mask, scale)
     if view.memory.prefix is not None and view.uses_prefix is not None:
-        output = _with_prefix(query, output, lse, view, layer, scale)
-    return output.transpose(1, 2).contiguous().to(query.dtype), None
+        output = _with_prefix(padded, output, lse, view, layer, scale)
+    return view.flattened(output).to(query.dtype), None
 
 
 def _with_prefix(query: Tensor, output: Tensor, lse: Tensor, view: DecodeView, layer: int, scale: float) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from regimen.errors import GenerationError
 from regimen.generation.base import Sample, Sampling, StopReason
 from regimen.generation.decode import DECODE_ATTENTION_NAME, DecodeView, KeyValueMemory
-from regimen.models import default_device, load_model
+from regimen.models import default_device, load_model, refuse_unsupported
 from regimen.tokens.forest import common_prefix
 
 _MIN_PREFIX = 16  # tokens; a shorter shared prefix is not worth a second attention call
@@ -49,12 +49,14 @@ class TransformersGeneration:
     """See `regimen.generation.base.Generation`."""
 
     def __init__(self, model: torch.nn.Module, *, max_batch_size: int = 64) -> None:
+        refuse_unsupported(model.config)
         model.set_attn_implementation(DECODE_ATTENTION_NAME)  # type: ignore[operator]
         model.eval().requires_grad_(False)
         self.model: Any = model
         self.weight_version = 0
         self.max_batch_size = max_batch_size
-        self._waiting: list[_Request] = []
+        self._waiting: list[_Request] = []  # the event loop's; the engine's thread never touches it
+        self._admitted: list[_Request] = []
         self._active: list[_Request] = []  # index = row of the memory
         self._memory: KeyValueMemory | None = None
         self._prefix = np.zeros(0, np.int64)
@@ -93,7 +95,7 @@ class TransformersGeneration:
 
     async def update(self, version: int, named_tensors: Iterable[tuple[str, Any]]) -> None:
         """Take new weights. Raises `GenerationError` while samples are under way, or for an unknown name."""
-        if self._active or self._waiting:
+        if self._active or self._admitted or self._waiting:
             raise GenerationError("weights cannot change while samples are under way")
         own = dict(self.model.named_parameters())
         with torch.no_grad():
@@ -125,7 +127,7 @@ class TransformersGeneration:
                 await self._settle()
                 if not self._waiting and not self._active:
                     return
-                await loop.run_in_executor(self._thread, self._advance)
+                await loop.run_in_executor(self._thread, self._advance, self._take())
                 self._answer()
         except BaseException as error:
             self._fail(error)
@@ -140,13 +142,20 @@ class TransformersGeneration:
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._waiting) == before else 0
 
+    def _take(self) -> list[np.ndarray]:
+        """Move what there is room for from waiting to admitted; the prompts of all that waited."""
+        waiting = [request for request in self._waiting if not request.future.cancelled()]
+        free = self.max_batch_size - len(self._active)
+        self._admitted, self._waiting = waiting[:free], waiting[free:]
+        return [request.prompt for request in waiting]
+
     def _fail(self, error: BaseException) -> None:
-        for request in [*self._active, *self._waiting]:
+        for request in [*self._active, *self._admitted, *self._waiting]:
             if not request.future.done():
                 failure = GenerationError(f"the engine failed: {error!r}")
                 failure.__cause__ = error
                 request.future.set_exception(failure)
-        self._active, self._waiting = [], []
+        self._active, self._admitted, self._waiting = [], [], []
 
     def _answer(self) -> None:
         """Answer finished requests; move the last rows into the places they leave."""
@@ -181,21 +190,20 @@ class TransformersGeneration:
                 self._parked.popitem(last=False)
 
     @torch.no_grad()
-    def _advance(self) -> None:
-        """Admit what is waiting, then one decoding step for rows that are under way."""
-        self._waiting = [request for request in self._waiting if not request.future.cancelled()]
+    def _advance(self, waiting: list[np.ndarray]) -> None:
+        """Start what was admitted, then one decoding step for rows that are under way."""
         going = len(self._active)
-        if self._waiting and going < self.max_batch_size:
-            self._admit()
+        if self._admitted:
+            self._admit(waiting)
         if going:
-            tokens = np.array([[request.ids[-1]] for request in self._active[:going]])
-            self._sample(self._active[:going], self._forward(0, tokens, np.ones(going, np.int64)))
+            going_on = self._active[:going]
+            latest = [np.array([request.ids[-1]]) for request in going_on]
+            self._sample(going_on, self._forward(0, latest, going_on))
 
-    def _admit(self) -> None:
+    def _admit(self, waiting: list[np.ndarray]) -> None:
         if not self._active:
-            self._choose_prefix()
-        free = self.max_batch_size - len(self._active)
-        admitted, self._waiting = self._waiting[:free], self._waiting[free:]
+            self._choose_prefix(waiting)
+        admitted = self._admitted
         admitted.sort(key=lambda request: request.prompt.tobytes())  # equal prompts stand together
         first = len(self._active)
         for request in admitted:
@@ -208,6 +216,7 @@ class TransformersGeneration:
                 leaders.append(index)
             groups.append(len(leaders) - 1)
         self._active.extend(admitted)
+        self._admitted = []
         logits = self._prefill(first, [admitted[index] for index in leaders])
         for index in reversed(range(len(admitted))):  # from the back: leaders stand packed at the front
             leader = admitted[leaders[groups[index]]]
@@ -225,9 +234,8 @@ class TransformersGeneration:
         size = len(self._prefix)
         return 0 < size < len(prompt) and np.array_equal(prompt[:size], self._prefix)
 
-    def _choose_prefix(self) -> None:
+    def _choose_prefix(self, prompts: list[np.ndarray]) -> None:
         """Keep the prefix that all waiting prompts begin with, or compute the longest one they share."""
-        prompts = [request.prompt for request in self._waiting]
         if all(self._starts_with_prefix(prompt) for prompt in prompts):
             return
         if len(prompts) < 2:
@@ -239,7 +247,7 @@ class TransformersGeneration:
         self._forget()
         self._reserve(1, shared)
         self._active = []
-        self._forward(0, prompts[0][None, :shared], np.array([shared]), fresh=True)
+        self._forward(0, [prompts[0][:shared]], [])
         assert self._memory is not None
         stored = self._memory.take(0, shared)
         self._memory.prefix = [(layer[0][None].clone(), layer[1][None].clone()) for layer in stored]
@@ -257,11 +265,7 @@ class TransformersGeneration:
                 self._memory.put(first + offset, stored)
                 request.length = stored.shape[3]
             rest.append(request.prompt[start + request.length :])
-        counts = np.array([len(part) for part in rest])
-        tokens = np.zeros((len(rest), counts.max()), np.int64)
-        for row, part in enumerate(rest):
-            tokens[row, : len(part)] = part
-        return self._forward(first, tokens, counts, requests=leaders)
+        return self._forward(first, rest, leaders)
 
     def _recall(self, request: _Request) -> Tensor | None:
         """The parked keys of the longest earlier turn that the prompt continues."""
@@ -290,47 +294,57 @@ class TransformersGeneration:
             for row, request in enumerate(self._active):
                 self._memory.put(row, old.take(row, request.length))
 
-    def _forward(
+    def _forward(self, first: int, parts: list[np.ndarray], members: list[_Request]) -> Tensor:
+        """Run the new tokens `parts` of the rows from `first` on; logits behind each row's last, `[n, V]` float32.
+
+        `members` are the rows' requests; none for the shared prefix, which is computed in row 0.
+        """
+        counts = np.array([len(part) for part in parts])
+        lengths = np.array([request.length for request in members] or [0])
+        prefixes = np.array([request.uses_prefix for request in members] or [False])
+        row = np.repeat(np.arange(len(parts)), counts)
+        column = np.concatenate([np.arange(count) for count in counts])
+        position = lengths[row] + column
+        view = self._view(first, row, column, position, counts, lengths, prefixes)
+        device = self.model.get_input_embeddings().weight.device
+        offset = prefixes.astype(np.int64) * len(self._prefix)
+        hidden = self.model.model(
+            input_ids=torch.from_numpy(np.concatenate(parts))[None].to(device),
+            position_ids=torch.from_numpy(position + offset[row])[None].to(device),
+            use_cache=False,
+            decode_view=view,
+        ).last_hidden_state[0]
+        for request, count in zip(members, counts.tolist(), strict=False):
+            request.length += count
+        last = torch.from_numpy(np.cumsum(counts) - 1).to(device)
+        return self.model.get_output_embeddings()(hidden[last]).float()
+
+    def _view(
         self,
         first: int,
-        tokens: np.ndarray,
+        row: np.ndarray,
+        column: np.ndarray,
+        position: np.ndarray,
         counts: np.ndarray,
-        *,
-        requests: list[_Request] | None = None,
-        fresh: bool = False,
-    ) -> Tensor:
-        """Run `counts` new tokens of each row from row `first` on; logits behind the last one, `[n, V]` float32."""
+        lengths: np.ndarray,
+        prefixes: np.ndarray,
+    ) -> DecodeView:
         assert self._memory is not None
-        num_rows, width = tokens.shape
-        members = [] if fresh else (requests if requests is not None else self._active[first : first + num_rows])
-        lengths = np.array([r.length for r in members] or [0])
-        prefixes = np.array([r.uses_prefix for r in members] or [False])
-        device = self.model.get_input_embeddings().weight.device
-        position = lengths[:, None] + np.arange(width)[None, :]
         total = int((lengths + counts).max())
-        total = max(total, int(position.max()) + 1)
-        if total > self._memory.capacity:
-            self._reserve(first + num_rows, total)
-        mask = np.where(np.arange(total)[None, None, :] <= position[:, :, None], np.float32(0), np.float32(-np.inf))
-        offset = prefixes.astype(np.int64) * len(self._prefix)
-        view = DecodeView(
+        last_seen = lengths[:, None] + np.minimum(np.arange(counts.max())[None, :], counts[:, None] - 1)
+        hidden = np.arange(total)[None, None, :] > last_seen[:, :, None]
+        mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
+        device = self.model.get_input_embeddings().weight.device
+        return DecodeView(
             memory=self._memory,
-            rows=torch.arange(first, first + num_rows, device=device),
+            first_row=first,
+            row=torch.from_numpy(row).to(device),
+            column=torch.from_numpy(column).to(device),
             position=torch.from_numpy(position).to(device),
             length=total,
             mask=torch.from_numpy(np.ascontiguousarray(mask))[:, None].to(device),
             uses_prefix=torch.from_numpy(prefixes)[:, None, None].to(device) if prefixes.any() else None,
         )
-        hidden = self.model.model(
-            input_ids=torch.from_numpy(tokens).to(device),
-            position_ids=torch.from_numpy(position + offset[:, None]).to(device),
-            use_cache=False,
-            decode_view=view,
-        ).last_hidden_state
-        for request, count in zip(members, counts.tolist(), strict=False):
-            request.length += count
-        last = hidden[torch.arange(num_rows), torch.from_numpy(counts - 1)]
-        return self.model.get_output_embeddings()(last).float()
 
     def _sample(self, requests: list[_Request], logits: Tensor) -> None:
         """Draw one token for each request from its own stream."""
@@ -352,9 +366,7 @@ def _draw(logprobs: Tensor, requests: list[_Request], draws: Tensor) -> Tensor:
     """Invert each row's cumulative distribution at its draw; the most likely token where the temperature is 0."""
     restricted = logprobs
     if any(r.sampling.top_p < 1 or r.sampling.top_k for r in requests):
-        restricted = torch.stack(
-            [_restrict(row, r.sampling) for row, r in zip(logprobs, requests, strict=True)]
-        )
+        restricted = torch.stack([_restrict(row, r.sampling) for row, r in zip(logprobs, requests, strict=True)])
     cumulative = restricted.double().exp().cumsum(-1)
     chosen = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True).squeeze(1)
     chosen = chosen.clamp(max=logprobs.shape[-1] - 1)

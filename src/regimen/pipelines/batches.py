@@ -126,9 +126,7 @@ class Player:
 class EpisodeBatches:
     """GRPO: each step plays fresh episodes of the next tasks and turns them into sequences with advantages."""
 
-    def __init__(
-        self, config: TrainConfig, algorithm: GRPO, player: Player, tasks: list[Task], folder: Path
-    ) -> None:
+    def __init__(self, config: TrainConfig, algorithm: GRPO, player: Player, tasks: list[Task], folder: Path) -> None:
         assert config.grpo is not None
         self.config, self.grpo, self.algorithm = config, config.grpo, algorithm
         self.player, self.tasks, self.folder = player, tasks, folder

@@ -18,6 +18,7 @@ from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits, Renderer
 from regimen.gym.collect import Collection, check_output, collect_rollouts
 from regimen.gym.environment import Environment, Split, Task, load_environment
+from regimen.pipelines.models import resolve_model
 from regimen.registry import resolve
 
 OnRow = Callable[[dict[str, Any]], None]
@@ -63,7 +64,10 @@ def load_renderer(config: CollectConfig) -> Renderer:
     from regimen.tokens.template import Renderer as ChatRenderer  # loads a tokenizer library, so only when used
 
     return ChatRenderer.load(
-        config.model, config.chat_template, config.chat_template_kwargs, trust_remote_code=config.trust_remote_code
+        resolve_model(config.model),
+        config.chat_template,
+        config.chat_template_kwargs,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
@@ -71,7 +75,7 @@ def load_generation(model: str, config: SamplingConfig, *, trust_remote_code: bo
     """The configured backend with the weights of `model`."""
     backend = resolve("generation", config.backend)
     return backend.load(
-        model,
+        resolve_model(model),
         precision=config.precision or default_precision(),
         max_batch_size=config.max_batch_size,
         trust_remote_code=trust_remote_code,

@@ -102,6 +102,8 @@ def _rows(path: Path, kind: Any) -> Iterator[tuple[int, dict[str, Any], Any]]:
                 if record is None:
                     raise ConvertError(f"ends before line {number} of {path}", where=str(sidecar), fix="convert again")
             yield number, row, record
+    if records is not None and next(records, None) is not None:
+        raise ConvertError(f"goes on after the last line of {path}", where=str(sidecar), fix="convert again")
 
 
 def _row(
@@ -180,7 +182,8 @@ def _check_ids(record: EpisodeRecord, messages: list[Message], renderer: Rendere
     )
     said = [message.get("content") or "" for message in messages[record.num_prompt_messages :]]
     answers = [
-        text for text, message in zip(said, messages[record.num_prompt_messages :], strict=True)
+        text
+        for text, message in zip(said, messages[record.num_prompt_messages :], strict=True)
         if message["role"] == "assistant" and isinstance(text, str) and text.strip()
     ]
     if not spelled.strip() or any(text.strip() not in spelled for text in answers):

@@ -25,6 +25,7 @@ from regimen.evaluation.compare import Comparison, compare
 from regimen.evaluation.metrics import Score, observation_of, score
 from regimen.evaluation.records import ModelResult, ReportData, StageTime, examples_of
 from regimen.evaluation.report import write_report
+from regimen.pipelines.models import resolve_model
 from regimen.rollouts.reader import Paths, RolloutReader, checked_paths, read_failures
 from regimen.rollouts.records import Rollout
 
@@ -37,6 +38,7 @@ EVALUATION_FILE = "evaluation.json"
 SETTINGS_FILE = "settings.json"
 REPORT_FILE = "report.html"
 ROLLOUTS_FILE = "rollouts.jsonl"
+MODEL_FOLDER = "model"
 PASS_THRESHOLD = 1.0
 
 # Called as an episode of a model ends: its label, episodes done, episodes in all.
@@ -177,7 +179,7 @@ def open_configured_model(name: str, config: EvaluateConfig) -> tuple[Generation
     from regimen import registry
     from regimen.tokens.template import Renderer
 
-    trust = config.trust_remote_code
+    name, trust = resolve_model(name), config.trust_remote_code
     renderer = Renderer.load(name, config.chat_template, config.chat_template_kwargs, trust_remote_code=trust)
     generation = registry.resolve("generation", config.generation.backend).load(
         name,
@@ -298,6 +300,8 @@ def labels_of(sources: Sequence[str]) -> list[str]:
     if len(set(sources)) < len(sources):
         raise UsageError("a model is compared with itself", where=sources[0], fix="name two different ones")
     parts = [[part for part in Path(source).parts if part not in ("/", ".", "..")] or [source] for source in sources]
+    # A run keeps its model in the folder `model`: what tells runs apart is the folder above.
+    parts = [path[:-1] if len(path) > 1 and path[-1] == MODEL_FOLDER else path for path in parts]
     for depth in range(1, max(len(path) for path in parts) + 1):
         labels = ["/".join(path[-depth:]) for path in parts]
         if len({folder_name(label) for label in labels}) == len(labels):

@@ -5,7 +5,6 @@ In: a `TrainConfig`. Out: `Prepared`. Refuses what cannot work, before anything 
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,10 +19,10 @@ from regimen.algorithms.base import Algorithm
 from regimen.algorithms.grpo import GRPO
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
-from regimen.errors import ConfigError, PolicyError
+from regimen.errors import ConfigError
 from regimen.generation.base import Sampling
 from regimen.gym.agent import Limits
-from regimen.gym.environment import Environment, Split, Task, load_environment
+from regimen.gym.environment import Environment
 from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player, with_reference
 from regimen.pipelines.datasets import Dataset, load_dataset
 from regimen.pipelines.models import resolve_model
@@ -128,9 +127,7 @@ def _row_validation(config: TrainConfig, algorithm: Algorithm, held_out: Dataset
     training = config.sft or config.dpo
     assert training is not None
     count = min(len(held_out.examples), (training.val_batches or math.inf) * training.val_global_batch_size)
-    batches = DatasetBatches(
-        held_out, max(1, int(count)), seed=training.seed, shuffle=False, max_epochs=1, max_steps=1
-    )
+    batches = DatasetBatches(held_out, max(1, int(count)), seed=training.seed, shuffle=False, max_epochs=1, max_steps=1)
 
     def validate(policy: LocalPolicy, _: int) -> dict[str, float]:
         batch = batches.of_rows(list(range(int(count))))
@@ -214,9 +211,7 @@ def _player(config: TrainConfig, environment: Environment, renderer: Renderer) -
             max_new_tokens=generation.max_new_tokens,
             stop_ids=tuple(dict.fromkeys(stops)),
         ),
-        limits=Limits(
-            max_turns=grpo.max_rollout_turns, max_sequence_length=config.policy.max_total_sequence_length
-        ),
+        limits=Limits(max_turns=grpo.max_rollout_turns, max_sequence_length=config.policy.max_total_sequence_length),
         concurrency=config.episodes_per_step,
         model_name=config.policy.model_name,
     )

@@ -31,7 +31,7 @@ from regimen.pipelines.convert import convert
 from regimen.pipelines.evaluate import Evaluation, evaluate, read_side
 from regimen.pipelines.inspect import Inspection, inspect_rollouts
 from regimen.pipelines.run import versions, write_text
-from regimen.pipelines.small_model import small_model
+from regimen.pipelines.small_model import NAME, small_model
 from regimen.pipelines.train import TrainResult, train
 from regimen.tracking.jsonl import read_metrics
 
@@ -113,12 +113,13 @@ class _Loop:
         yield
         self.seconds[name] = time.monotonic() - started
 
-    def extra(self, name: str) -> list[str]:
+    def shortened(self, name: str) -> list[str]:
         return SMOKE.get(name, []) if self.smoke else []
 
     def run(self) -> Quickstart:
         with self.stage("model"):
-            base = str(small_model())
+            small_model()
+        base = NAME
         rollouts = self.folder / "rollouts.jsonl"
         with self.stage("collect"):
             self._collect(base, rollouts)
@@ -141,7 +142,7 @@ class _Loop:
 
     def _collect(self, base: str, rollouts: Path) -> None:
         config = load_collect_config(
-            "quickstart/collect", [f"model={base}", f"output={rollouts}", *self.extra("collect")]
+            "quickstart/collect", [f"model={base}", f"output={rollouts}", *self.shortened("collect")]
         )
         self.configs["collect"] = dump(config)
         total = config.num_repeats * (config.num_tasks or 0)
@@ -160,7 +161,7 @@ class _Loop:
         overrides.append(f"data.train.data_path={data / 'train.jsonl'}")
         if (data / "val.jsonl").exists() and not name.endswith("grpo"):
             overrides.append(f"data.validation.data_path={data / 'val.jsonl'}")
-        loaded = load_train_config(config, [*overrides, *self.extra(name)])
+        loaded = load_train_config(config, [*overrides, *self.shortened(name)])
         self.configs[name] = dump(loaded)
 
         def report(label: str, done: int, total: int, note: str = "") -> None:
@@ -169,15 +170,13 @@ class _Loop:
         return train(loaded, progress=report)
 
     def _evaluate(self, models: dict[str, str]) -> Evaluation:
-        links = self.folder / "models"  # named links, so that the table says sft and not .../model
-        links.mkdir(exist_ok=True)
-        for name, path in models.items():
-            link = links / name
-            link.unlink(missing_ok=True)
-            link.symlink_to(Path(path).resolve(), target_is_directory=True)
-        others = [str(links / name) for name in models if name != "base"]
-        overrides = [f"models={json.dumps(others)}", f"against={links / 'base'}", f"output={self.folder / 'evaluation'}"]
-        config = load_evaluate_config("quickstart/evaluate", [*overrides, *self.extra("evaluate")])
+        others = [path for name, path in models.items() if name != "base"]
+        overrides = [
+            f"models={json.dumps(others)}",
+            f"against={models['base']}",
+            f"output={self.folder / 'evaluation'}",
+        ]
+        config = load_evaluate_config("quickstart/evaluate", [*overrides, *self.shortened("evaluate")])
         self.configs["evaluate"] = dump(config)
 
         def report(label: str, done: int, total: int) -> None:

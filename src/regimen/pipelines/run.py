@@ -12,6 +12,7 @@ or with another configuration.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -73,7 +74,13 @@ class RunFolder:
             self.start_step = step_of(self.checkpoint)
 
     def save(
-        self, step: int, write: Callable[[Path], None], info: dict[str, Any], *, keep: int | None, higher_is_better: bool
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        info: dict[str, Any],
+        *,
+        keep: int | None,
+        higher_is_better: bool,
     ) -> Path:
         """Make `step_N` from what `write` puts into a folder, then drop what need not be kept.
 
@@ -111,7 +118,8 @@ def _ranked(steps: list[Path], higher_is_better: bool) -> list[Path]:
 
     def key(path: Path) -> tuple[float, int]:
         metric = json.loads((path / INFO_FILE).read_text(encoding="utf-8")).get("metric")
-        value = float("-inf") if metric is None else float(metric) * (1 if higher_is_better else -1)
+        known = metric is not None and math.isfinite(metric)
+        value = float(metric) * (1 if higher_is_better else -1) if known else float("-inf")
         return value, step_of(path)
 
     return sorted(steps, key=key, reverse=True)
@@ -132,7 +140,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _clear_unfinished(folder: Path) -> None:
-    for path in folder.glob(".step_*.tmp"):
+    for path in [*folder.glob(".step_*.tmp"), *folder.glob("..step_*.tmp.tmp-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
@@ -42,10 +43,10 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
     return [Task(int(row.get("_ng_task_index", index)), row) for index, row in enumerate(rows)][: dataset.num_tasks]
 
 
-def _read_rows(path: Path) -> list[dict[str, object]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UsageError("there is no such file", where=str(path), fix="check data.train.data_path")
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -62,7 +63,7 @@ def _read_rows(path: Path) -> list[dict[str, object]]:
 
 
 def _environment_of_rows(path: Path) -> str:
-    names = {str((row.get("agent_ref") or {}).get("name")) for row in _read_rows(path)}  # type: ignore[union-attr]
+    names = {str((row.get("agent_ref") or {}).get("name")) for row in _read_rows(path)}
     if len(names) != 1 or "None" in names:
         raise ConfigError(
             f"the rows name {', '.join(sorted(names))}",

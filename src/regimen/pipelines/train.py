@@ -8,6 +8,7 @@ seed and step, so a run that was killed continues to the same result.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from regimen.algorithms.base import Algorithm
+from regimen.config import check_runnable
 from regimen.config.load import dump
 from regimen.config.schema import TrainConfig
 from regimen.errors import RunError
@@ -69,11 +71,16 @@ def train(
     Raises `UsageError` for a folder in use, `PolicyError` for a step that is not finite, `GenerationError` when the
     sampler and the policy disagree.
     """
+    check_runnable(config)
     folder = Path(config.checkpointing.checkpoint_dir)
     torch.manual_seed(config.seed)
     if show_batch:
-        prepared = prepare(config, folder, for_training=False)
-        show_first_batch(prepared, config)
+        with tempfile.TemporaryDirectory() as scratch:  # episodes of a look must not replace those of a run
+            prepared = prepare(config, Path(scratch), for_training=False)
+            try:
+                show_first_batch(prepared, config)
+            finally:
+                prepared.close()
         return TrainResult(folder, None, 0, {}, {})
     run = RunFolder(folder, dump(config), resume=resume)
     prepared = prepare(config, folder, for_training=True)
@@ -110,7 +117,8 @@ class _Trainer:
         start = self._restore()
         names = ["tensorboard"] if self.config.logger.tensorboard_enabled else []
         log_folder = Path(self.config.logger.log_dir or self.run.path)
-        tracker = open_trackers(log_folder, names, resume_step=start + 1 if self.run.resume else None)
+        first = start + 1 if start else 0  # a run without a checkpoint validates at its start again
+        tracker = open_trackers(log_folder, names, resume_step=first if self.run.resume else None)
         step = start
         try:
             with listening_for_stop() as stop:
@@ -121,6 +129,8 @@ class _Trainer:
                     step += 1
                     self._after(step, total, tracker, stopping=stop.received)
                     self.progress(f"train {self.algorithm.name}", step, total, self._note())
+                if step > self.saved_step and self.config.checkpointing.enabled:  # stopped while validating
+                    self._save(step)
         finally:
             tracker.close()
         model = self._publish(step == total)
@@ -195,6 +205,8 @@ class _Trainer:
     def _after(self, step: int, total: int, tracker: TrackerGroup, *, stopping: bool) -> None:
         training = self.config.training
         due = training.val_period > 0 and step % training.val_period == 0
+        if self.config.grpo is not None:
+            due = due and step >= self.config.grpo.val_start_at
         if due or (step == total and training.val_at_end):
             self._validate(step, tracker)
         period = self.config.checkpointing.save_period

@@ -173,6 +173,7 @@ def forest_attention(
     sliding_window: int | None = None,
     *,
     forest_plan: AttentionPlan | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention implementation for transformers: q `[1, Hq, T, D]`, k, v `[1, Hkv, T, D]` -> `[1, T, Hq, D]`.
@@ -186,6 +187,8 @@ def forest_attention(
         )
     if dropout or attention_mask is not None:
         raise PolicyError("attention dropout and masks of the model's own cannot be used with a forest")
+    if s_aux is not None:
+        raise PolicyError("models with attention sinks are not supported")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave float32
     if sliding_window is None and query.device.type == "cpu":

@@ -5,7 +5,9 @@ In: a model, training state. Out: files that appear whole or not at all. Refuses
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,21 @@ def save_model(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None
     named = {**dict(model.named_buffers()), **dict(model.named_parameters())}  # tied weights stand once
     state = {name: named[name].detach().to(dtype) for name in model.state_dict() if name in named}
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    config_dtype = model.config.dtype  # type: ignore[union-attr]
-    model.config.dtype = dtype  # type: ignore[union-attr]
+    own_dtype = model.config.dtype  # type: ignore[union-attr]
     try:
         model.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
+        _name_dtype(temporary / "config.json", dtype)
         _replace_folder(temporary, folder)
     finally:
-        model.config.dtype = config_dtype  # type: ignore[union-attr]
+        model.config.dtype = own_dtype  # type: ignore[union-attr]
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Say in the config what the weights are: transformers writes the dtype of the model in memory."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -44,8 +53,9 @@ def load_state(path: Path) -> dict[str, Any]:
     """Read what `save_state` wrote; no pickled code is run. Raises `RunError` when it cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunError(f"the training state cannot be read ({error})", where=str(path)) from error
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"the training state cannot be read ({reason})", where=str(path)) from error
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regimen.errors import PolicyError
-from regimen.models import default_device, load_model
+from regimen.models import default_device, load_model, refuse_unsupported
 from regimen.policy.attention import ATTENTION_NAME, plan_attention
 from regimen.policy.base import Loss, StepResult, Supervision
 from regimen.policy.checkpoint import save_model
@@ -49,6 +49,7 @@ class LocalPolicy:
         self.model = model
         self.device = next(model.parameters()).device
         _refuse_dropout(model)
+        refuse_unsupported(model.config)
         model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
         if options.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -13,15 +13,15 @@ from torch.optim import Optimizer, lr_scheduler
 
 from regimen.errors import ConfigError
 
+_FUSED = ("Adam", "AdamW", "SGD")
+
 
 def build_optimizer(model: torch.nn.Module, name: str, kwargs: dict[str, Any]) -> Optimizer:
     """The optimiser `name` over the model's trainable parameters; the fused kernel where the class has one."""
     kind = _torch_class(name, "torch.optim.", torch.optim, Optimizer, "policy.optimizer.name")
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
-    if kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+    if kind.__name__ in _FUSED and "foreach" not in arguments:
         arguments = {"fused": True, **arguments}
-        if arguments.get("foreach") is not None:
-            arguments.pop("fused")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         return kind(parameters, **arguments)

@@ -44,9 +44,7 @@ def micro_batches(
         part = [sequences[row] for row in rows]
         trimmed = [_trimmed(sequence, arrays[row]) for sequence, row in zip(part, rows, strict=True)]
         forests.append(
-            build_forest(
-                trimmed, rows=rows, valid_tokens=tokens_total, valid_sequences=sequences_total, share=share
-            )
+            build_forest(trimmed, rows=rows, valid_tokens=tokens_total, valid_sequences=sequences_total, share=share)
         )
     return forests
 

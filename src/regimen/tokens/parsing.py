@@ -47,8 +47,9 @@ def parse_assistant_text(text: str) -> dict[str, Any]:
 
 def _parse_call(text: str) -> list[dict[str, Any]] | None:
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        value = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # half characters, numbers beyond float64
+    except (ValueError, RecursionError):
         return None
     calls = value if isinstance(value, list) else [value]
     for call in calls:
@@ -57,6 +58,10 @@ def _parse_call(text: str) -> list[dict[str, Any]] | None:
         if not isinstance(call.get("arguments"), dict):
             return None
     return calls or None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _tool_call(call: dict[str, Any], text: str, index: int) -> dict[str, Any]:

@@ -103,9 +103,7 @@ class Renderer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of `ids`."""
-        return self.tokenizer.decode(
-            list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-        )
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of a conversation up to and including the header of the assistant's turn."""
@@ -144,7 +142,7 @@ class Renderer:
         """Token sequences of a written conversation: assistant turns (with their stop token) are the spans.
 
         Usually one sequence. A template that rewrites earlier turns gives a new sequence where it does, so that every
-        turn trains behind the prompt it would really be sampled from. Assistant messages before the index `first_trained`
+        turn trains behind the prompt it would really be sampled from. Assistant messages before index `first_trained`
         are examples in the prompt: they are context.
         """
         self._check_tools(messages, tools)
@@ -165,9 +163,7 @@ class Renderer:
             seen = prompt + answer
         return [*finished, TokenSequence(ids, spans, [])] if ids else finished
 
-    def _turn(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], index: int
-    ) -> tuple[str, str]:
+    def _turn(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], index: int) -> tuple[str, str]:
         prompt = self.render(messages[:index], tools, prompt=True)
         closed = self._through_stop(self.render(messages[: index + 1], tools, prompt=False))
         if closed is None or not closed.startswith(prompt):
@@ -186,9 +182,7 @@ class Renderer:
     def _turn_end(self) -> list[int]:
         """The special token that the template puts behind an assistant's words."""
         word = "answer"
-        text = self.render(
-            [{"role": "user", "content": "-"}, {"role": "assistant", "content": word}], [], prompt=False
-        )
+        text = self.render([{"role": "user", "content": "-"}, {"role": "assistant", "content": word}], [], prompt=False)
         tail = self.encode(text[text.rfind(word) + len(word) :])
         special = set(self.tokenizer.all_special_ids)
         return [token for token in tail if token in special][:1]
@@ -200,7 +194,7 @@ class Renderer:
         if self.render(messages, tools, prompt=True) == self.render(messages, [], prompt=True):
             raise TokenError(
                 "the chat template drops the tools it is given",
-                fix=f"set policy.tokenizer.chat_template={TOOLS_TEMPLATE}, or a template of the model's that knows tools",
+                fix=f"set policy.tokenizer.chat_template={TOOLS_TEMPLATE}, or a template that knows tools",
             )
         self._tools_checked.add(key)
 

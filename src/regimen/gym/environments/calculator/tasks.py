@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,12 +22,12 @@ from regimen.gym.environments.calculator.expression import calculate
 from regimen.registry import nearest
 
 DEFAULT_MIX = {
-    "addition": 0.18,
+    "addition": 0.13,
     "subtraction": 0.16,
-    "multiplication": 0.16,
-    "two_operations": 0.2,
+    "multiplication": 0.11,
+    "two_operations": 0.25,
     "word": 0.2,
-    "notation": 0.1,
+    "notation": 0.15,
 }
 NUM_TASKS: dict[Split, int] = {"train": 2000, "validation": 400, "test": 500}
 MAX_ATTEMPTS = 2000
@@ -43,23 +44,14 @@ TOOL: dict[str, Any] = {
     },
     "strict": True,
 }
-SYSTEM = "You answer every question by calling the calculator."
-EXAMPLE: list[dict[str, Any]] = [
-    {"type": "message", "role": "user", "content": "What is 35 * 48?"},
-    {
-        "type": "function_call",
-        "id": "call_example",
-        "call_id": "call_example",
-        "name": "calculator",
-        "arguments": '{"expression": "35 * 48"}',
-        "status": "completed",
-    },
-    {"type": "function_call_output", "call_id": "call_example", "output": "1680"},
-    {"type": "message", "role": "assistant", "content": "The answer is 1680."},
-]
+SYSTEM = "You answer every question by calling the calculator tool, then you give the answer."
+# The prompt shows two exchanges: question, expression, answer. No task has their arithmetic.
+EXAMPLES = (
+    ("What is 35 * 48?", "35 * 48", "1680"),
+    ("A box holds 12 pens. How many pens are in 30 boxes?", "12 * 30", "360"),
+)
 HINT = " Use the calculator."
-DEFAULT_HINT = 0.25
-EXAMPLE_KEY = "35 * 48"
+DEFAULT_HINT = 0.0
 
 ASK = ("What is {}?", "Calculate {}.", "How much is {}?", "Compute {}.", "Work out {}.")
 ADDITION = ("What is {a} plus {b}?", "What is the sum of {a} and {b}?", "Add {a} and {b}.")
@@ -97,10 +89,12 @@ def _hinted(question: Question, hint: float) -> Question:
 
 def task_row(question: Question, split: Split) -> dict[str, Any]:
     """A NeMo Gym task row: the prompt all tasks share, the question, and the verifier's fields."""
-    prompt = [{"type": "message", "role": "system", "content": SYSTEM}, *copy.deepcopy(EXAMPLE)]
+    prompt = [_message("system", SYSTEM)]
+    for number, example in enumerate(EXAMPLES, 1):
+        prompt += _exchange(number, *example)
     return {
         "responses_create_params": {
-            "input": [*prompt, {"type": "message", "role": "user", "content": question.text}],
+            "input": [*prompt, _message("user", question.text)],
             "tools": [copy.deepcopy(TOOL)],
             "parallel_tool_calls": True,
             "tool_choice": "auto",
@@ -110,6 +104,22 @@ def task_row(question: Question, split: Split) -> dict[str, Any]:
         "split": split,
         "agent_ref": {"name": "calculator"},
     }
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"type": "message", "role": role, "content": text}
+
+
+def _exchange(number: int, question: str, expression: str, answer: str) -> list[dict[str, Any]]:
+    """An example: the question, the call, its output, the answer."""
+    call_id = f"call_example_{number}"
+    call = {"type": "function_call", "id": call_id, "call_id": call_id, "name": TOOL["name"], "status": "completed"}
+    return [
+        _message("user", question),
+        {**call, "arguments": json.dumps({"expression": expression})},
+        {"type": "function_call_output", "call_id": call_id, "output": answer},
+        _message("assistant", f"The answer is {answer}."),
+    ]
 
 
 def questions(split: Split, seed: int, mix: Mapping[str, float]) -> Iterator[Question]:
@@ -165,11 +175,14 @@ def canonical(expression: str) -> str:
     return expression
 
 
+EXAMPLE_KEYS = frozenset(canonical(expression) for _, expression, _ in EXAMPLES)
+
+
 def _new_question(kind: str, split: Split, generator: random.Random, seen: set[str]) -> Question:
     for _ in range(MAX_ATTEMPTS):
         question = KINDS[kind](generator)
         key = canonical(question.expression)
-        if key != EXAMPLE_KEY and key not in seen and split_of(key) == split:
+        if key not in EXAMPLE_KEYS and key not in seen and split_of(key) == split:
             seen.add(key)
             return question
     raise ConfigError(f"there are no more {split} tasks of kind {kind!r}", fix="ask for fewer tasks or change the mix")
