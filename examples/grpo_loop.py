@@ -50,7 +50,7 @@ class Settings:
     max_new_tokens: int = 64
     max_turns: int = 4
     max_length: int = 1024
-    rows_at_once: int = 4
+    rows_at_once: int = 2
     seed: int = 0
 
 

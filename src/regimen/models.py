@@ -39,8 +39,13 @@ def load_model(folder: str | Path, dtype: torch.dtype, *, trust_remote_code: boo
         ) from error
 
 
-# What changes scores or logits in ways that neither the forest nor the decoding attention computes, with its neutral value.
-_CHANGES_LOGITS = {"attn_logit_softcapping": None, "final_logit_softcapping": None, "logits_scaling": 1, "logit_scale": 1}
+# What changes scores or logits in ways that neither the forest nor the decoding attention computes; neutral values.
+_CHANGES_LOGITS = {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+}
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 

@@ -62,7 +62,9 @@ async def many(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-async def test_logprobs_are_those_of_full_forward_passes(generation: Generation, plain: Any, temperature: float) -> None:
+async def test_logprobs_are_those_of_full_forward_passes(
+    generation: Generation, plain: Any, temperature: float
+) -> None:
     sampling = Sampling(temperature=temperature, max_new_tokens=24, stop_ids=STOPS)
     samples = await many(generation, PROMPTS, sampling)
     for prompt, sample in zip(PROMPTS, samples, strict=True):

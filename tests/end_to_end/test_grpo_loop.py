@@ -71,12 +71,12 @@ def pipeline_metrics(model: Path, folder: Path, environment: str) -> list[dict[s
     return [row for row in read_metrics(folder / "metrics.jsonl") if "train/loss" in row]
 
 
-def test_losses_of_the_example_are_those_of_the_pipeline(tiny_model: Path, tmp_path: Path) -> None:
+def test_losses_of_the_example_are_those_of_the_pipeline(tiny_folder: Path, tmp_path: Path) -> None:
     environment = f"{__file__}:Residue"
-    expected = pipeline_metrics(tiny_model, tmp_path / "run", environment)
+    expected = pipeline_metrics(tiny_folder, tmp_path / "run", environment)
     module = load_example()
     settings = module.Settings(
-        str(tiny_model),
+        str(tiny_folder),
         environment,
         steps=STEPS,
         tasks_per_step=TASKS,

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from regimen.cli.main import VERBS, load_command
-from regimen.config.load import load_train_config
+from regimen.config.load import load_iterate_config, load_train_config
+from regimen.config.schema import IterateConfig
 from regimen.config.source import shipped_names
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,9 @@ def test_python_blocks_compile_and_name_what_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_yaml_blocks_are_configurations_that_load(page: Path) -> None:
     for body in blocks_of(text_of(page), "yaml"):
-        assert load_train_config(yaml.safe_load(body)).policy.model_name == "models/base"
+        tree = yaml.safe_load(body)
+        config = load_iterate_config(tree) if "rounds" in tree else load_train_config(tree).policy
+        assert (config.model if isinstance(config, IterateConfig) else config.model_name) == "models/base"
 
 
 def test_forest_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

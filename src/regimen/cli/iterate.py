@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from regimen.cli.progress import shown_progress
-from regimen.cli.train import print_notes
+from regimen.cli.train import INTERRUPTED, print_notes
 
 
 def iterate(
@@ -32,3 +32,5 @@ def iterate(
     with shown_progress() as report:
         result = run_rounds(loaded, resume=resume, progress=report)
     typer.echo(str(result))
+    if result.stopped:
+        raise typer.Exit(INTERRUPTED)

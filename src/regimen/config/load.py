@@ -85,16 +85,21 @@ def _escaped(node: Any) -> Any:
     return node.replace("${", "\\${") if isinstance(node, str) else node
 
 
+# What a round's converted rows are read as where the training configuration names no data set.
+_ROUND_DATA = {"sft": "openai_format", "dpo": "PreferenceDataset", "grpo": "NemoGymDataset"}
+
+
 def _check_round(config: IterateConfig) -> None:
     """Load the training configuration as a round would, with data that a round would write."""
     train = config.train
     given = [*train.overrides, assignment("policy.model_name", config.model)]
     name = lookup(_read(train.config, given).tree, "data.train.dataset_name")[1]
-    # Tasks to play are converted for training alone; rows are converted for validation too, of the same kind.
-    entries = ("train",) if config.convert["to"] == "grpo" else ("train", "validation")
-    if name != "Environment":
-        given += [assignment(f"data.{entry}.data_path", f"{entry}.jsonl") for entry in entries]
-        given += [assignment(f"data.{entry}.dataset_name", name) for entry in entries if name is not None]
+    if name in (None, "Environment"):
+        name = _ROUND_DATA.get(config.convert["to"], name)
+    # Rows are converted for validation too; tasks to play for training alone.
+    for entry in ("train",) if config.convert["to"] == "grpo" else ("train", "validation"):
+        given.append(assignment(f"data.{entry}.data_path", f"{entry}.jsonl"))
+        given.append(assignment(f"data.{entry}.dataset_name", name))
     trained = load_train_config(train.config, given)
     if trained.algorithm != config.convert["to"]:
         raise ConfigError(

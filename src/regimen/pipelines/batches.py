@@ -230,7 +230,7 @@ class Agreement:
         absolute = np.abs(difference)
         self.total += float(absolute.sum())
         self.count += absolute.size
-        self.largest = max(self.largest, float(absolute.max(initial=0.0)))
+        self.largest = float(np.maximum(self.largest, absolute.max(initial=0.0)))  # NaN stays NaN, unlike with max
 
     def check(self) -> dict[str, float]:
         """The step's figures; raises `GenerationError` beyond the bound."""

@@ -25,7 +25,7 @@ from regimen.evaluation.compare import Comparison, compare
 from regimen.evaluation.metrics import Score, observation_of, score
 from regimen.evaluation.records import ModelResult, ReportData, StageTime, examples_of
 from regimen.evaluation.report import write_report
-from regimen.pipelines.models import resolve_model
+from regimen.pipelines.models import check_models, resolve_model
 from regimen.rollouts.reader import Paths, RolloutReader, checked_paths, read_failures
 from regimen.rollouts.records import Rollout
 
@@ -139,16 +139,6 @@ def evaluate(
     )
     write_evaluation(evaluation, sides, output)
     return evaluation
-
-
-def check_models(names: Sequence[str]) -> None:
-    """Refuse folders that hold no model before anything is played; other names are left to the model hub."""
-    for name in names:
-        path = Path(name)
-        looks_like_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
-        if (path.exists() or looks_like_path) and not (path / "config.json").is_file():
-            seen = "holds no config.json" if path.is_dir() else "is no folder" if path.exists() else "no such folder"
-            raise UsageError(seen, where=name, expected="a Hugging Face model folder")
 
 
 def tasks_of(environment: Environment, config: EvaluateConfig) -> list[Task]:

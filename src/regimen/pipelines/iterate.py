@@ -34,7 +34,7 @@ from regimen.errors import ConfigError, ConvertError, UsageError
 from regimen.evaluation.compare import Comparison
 from regimen.pipelines.collect import collect
 from regimen.pipelines.convert import convert
-from regimen.pipelines.evaluate import EVALUATION_FILE, Evaluation, check_models, evaluate
+from regimen.pipelines.evaluate import EVALUATION_FILE, Evaluation, evaluate
 from regimen.pipelines.iterate_report import rounds_table, write_loop_report
 from regimen.pipelines.models import resolve_model
 from regimen.pipelines.run import write_text
@@ -130,14 +130,19 @@ def iterate(
     Raises `UsageError` for a folder in use or settings that changed, and what the stages raise.
     """
     convert_options(config)
-    check_models([resolve_model(config.model)])
+    resolve_model(config.model)
     state = _open(config, resume=resume or config.resume)
     return _Loop(config, state, stages or Stages(), progress or _silent).run()
 
 
 def convert_options(config: IterateConfig) -> ConvertOptions:
-    """The options of `convert`, less `to`. Raises `ConfigError` for a key that is none."""
+    """The options of `convert`, less `to`. Raises `ConfigError` for a key that is none.
+
+    No task is held out for GRPO unless asked: its training plays the validation data of its own configuration.
+    """
     given = {key: value for key, value in config.convert.items() if key != "to"}
+    if config.convert["to"] == "grpo":
+        given.setdefault("validation_fraction", 0.0)
     for key in given:
         if key not in ConvertOptions.__struct_fields__:
             close = nearest(key, list(ConvertOptions.__struct_fields__))
@@ -270,7 +275,10 @@ class _Loop:
                 folder / "rollouts.jsonl", self.to, folder / self.to, options, overwrite=True
             )
         except ConvertError as error:
-            fix = f"{error.fix or 'change convert'} (or end the loop here: --resume with rounds={current.number - 1})"
+            if current.number == 1:
+                raise
+            end = f"end the loop here: --resume with rounds={current.number - 1}"
+            fix = f"{error.fix}, or {end}" if error.fix else end
             raise ConvertError(error.message, where=error.where, expected=error.expected, fix=fix) from error
         current.format, current.converted = manifest.format, dict(manifest.ledger.rows)
 

@@ -21,7 +21,7 @@ from regimen.pipelines.run import versions
 if TYPE_CHECKING:
     from regimen.pipelines.iterate import Round
 
-WIDTH = 88
+WIDTH = 100
 COLUMNS = (
     "round",
     "from",

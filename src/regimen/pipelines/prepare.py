@@ -19,7 +19,7 @@ from regimen.algorithms.base import Algorithm
 from regimen.algorithms.grpo import GRPO
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
-from regimen.errors import ConfigError
+from regimen.errors import ConfigError, UsageError
 from regimen.generation.base import Sampling
 from regimen.gym.agent import Limits
 from regimen.gym.environment import Environment
@@ -58,6 +58,7 @@ class Prepared:
 def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepared:
     """Load everything a run needs. Raises `ConfigError` for what does not fit together."""
     algorithm = cast("Algorithm", resolve("algorithm", config.algorithm)(config))
+    _check_files(config)
     renderer = Renderer.load(
         resolve_model(config.policy.tokenizer_name),
         config.policy.tokenizer.template,
@@ -67,6 +68,13 @@ def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepare
     if algorithm.batches == "episodes":
         return _with_episodes(config, cast("GRPO", algorithm), renderer, folder, for_training)
     return _with_rows(config, algorithm, renderer, for_training)
+
+
+def _check_files(config: TrainConfig) -> None:
+    """A missing data file is said at once, before a model is loaded."""
+    data = config.data.train
+    if data is not None and data.data_path is not None and not Path(data.data_path).is_file():
+        raise UsageError("there is no such file", where=data.data_path, fix="check data.train.data_path")
 
 
 def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, for_training: bool) -> Prepared:
@@ -153,7 +161,7 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
         trust_remote_code=policy.trust_remote_code,
         train=train,
     )
-    return LocalPolicy.load(resolve_model(policy.model_name), options)
+    return resolve("policy", "local").load(resolve_model(policy.model_name), options)
 
 
 def _with_episodes(

@@ -51,7 +51,7 @@ TRAININGS: dict[str, tuple[str, str | None]] = {
 }
 # What the smoke run changes: fewer tasks, fewer steps, the same path.
 SMOKE: dict[str, list[str]] = {
-    "collect": ["num_tasks=12", "num_repeats=4"],
+    "collect": ["num_tasks=32", "num_repeats=2"],
     "sft": ["sft.max_num_steps=1"],
     "sft_grpo": ["grpo.max_num_steps=1", "grpo.num_prompts_per_step=2", "policy.train_global_batch_size=null"],
     "grpo": ["grpo.max_num_steps=1", "grpo.num_prompts_per_step=2", "policy.train_global_batch_size=null"],
@@ -74,7 +74,7 @@ class Quickstart:
     def __str__(self) -> str:
         console = Console(width=100)
         with console.capture() as capture:
-            console.print(terminal_table(self.evaluation.models, title="unseen test tasks, greedy"))
+            console.print(terminal_table(self.evaluation.models, title="unseen test tasks, temperature 0.7"))
         total = sum(self.seconds.values())
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         return f"{capture.get()}{total / 60:.1f} minutes: {stages}\nreport: {self.folder / 'report.html'}"

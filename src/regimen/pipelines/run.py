@@ -118,8 +118,8 @@ def _ranked(steps: list[Path], higher_is_better: bool) -> list[Path]:
 
     def key(path: Path) -> tuple[float, int]:
         metric = json.loads((path / INFO_FILE).read_text(encoding="utf-8")).get("metric")
-        known = metric is not None and math.isfinite(metric)
-        value = float(metric) * (1 if higher_is_better else -1) if known else float("-inf")
+        value = float("-inf") if metric is None else float(metric) * (1 if higher_is_better else -1)
+        value = float("-inf") if math.isnan(value) else value
         return value, step_of(path)
 
     return sorted(steps, key=key, reverse=True)

@@ -33,7 +33,10 @@ def write(folder: Path, rows: list[Any], records: list[Any] | None = None) -> Pa
 
 
 def record(
-    renderer: Renderer, sequences: list[tuple[list[int], list[tuple[int, int]]]], num_prompt_messages: int = 1, **changes: Any
+    renderer: Renderer,
+    sequences: list[tuple[list[int], list[tuple[int, int]]]],
+    num_prompt_messages: int = 1,
+    **changes: Any,
 ) -> dict[str, Any]:
     made = [[ids, spans, [-0.5] * sum(b - a for a, b in spans)] for ids, spans in sequences]
     return {

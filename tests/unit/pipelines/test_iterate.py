@@ -187,7 +187,7 @@ def test_what_is_written_and_shown(base: Path):
     assert "Round 2, from round 1: -0.100" in page
     text = str(result)
     assert all(part in text for part in ("+0.300", "kept", "dropped", "final tasks, played once", "kept: round 1"))
-    assert max(map(len, text.splitlines()[:-2])) <= 88
+    assert max(map(len, text.splitlines()[:-2])) <= 100
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -253,15 +253,23 @@ def test_resuming_needs_a_loop_and_the_same_settings(base: Path):
     assert iterate(other_batches, resume=True, stages=FakeStages([0.5]).stages()).kept == 1
 
 
-def test_nothing_to_train_on_says_how_to_end(base: Path):
+def test_nothing_to_train_on_in_a_later_round_says_how_to_end(base: Path):
     fake = FakeStages([0.5])
 
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise ConvertError("no rollout reaches the reward threshold 1", fix="lower it")
+    def refuse_in(number: int) -> Stages:
+        def convert(rollouts: Path, *arguments: Any, **options: Any) -> Any:
+            if rollouts.parent.name == f"round_{number}":
+                raise ConvertError("no rollout reaches the reward threshold 1", fix="lower it")
+            return fake.convert(rollouts, *arguments, **options)
 
-    stages = Stages(fake.collect, refuse, fake.train, fake.evaluate)
-    with pytest.raises(ConvertError, match=r"lower it \(or end the loop here: --resume with rounds=0\)"):
-        iterate(config_of(base), stages=stages)
+        return Stages(fake.collect, convert, fake.train, fake.evaluate)
+
+    with pytest.raises(ConvertError, match=r"fix: lower it$"):
+        iterate(config_of(base), stages=refuse_in(1))
+    with pytest.raises(ConvertError, match=r"fix: lower it, or end the loop here: --resume with rounds=1$"):
+        iterate(config_of(base), resume=True, stages=refuse_in(2))
+    result = iterate(config_of(base, "rounds=1"), resume=True, stages=refuse_in(2))
+    assert ([done.number for done in result.rounds], result.kept) == ([1], 1)
 
 
 def test_wrong_options_and_models_are_refused_before_anything_is_played(base: Path):

@@ -23,7 +23,13 @@ def opened(folder: Path, *, resume: bool = False) -> RunFolder:
 
 
 def save(
-    run: RunFolder, step: int, metric: float | None = None, *, keep: int | None = 1, higher: bool = True, state: bool = True
+    run: RunFolder,
+    step: int,
+    metric: float | None = None,
+    *,
+    keep: int | None = 1,
+    higher: bool = True,
+    state: bool = True,
 ) -> None:
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -51,7 +57,11 @@ def test_the_best_and_the_latest_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "keep, higher, expected",
-    [(2, False, ["step_1", "step_3", "step_4"]), (None, True, [f"step_{n}" for n in range(1, 5)]), (1, True, ["step_2", "step_4"])],
+    [
+        (2, False, ["step_1", "step_3", "step_4"]),
+        (None, True, [f"step_{n}" for n in range(1, 5)]),
+        (1, True, ["step_2", "step_4"]),
+    ],
 )
 def test_how_many_are_kept(tmp_path: Path, keep: int | None, higher: bool, expected: list[str]) -> None:
     run = opened(tmp_path / "run")

@@ -149,7 +149,9 @@ def coverage(forest: Forest) -> np.ndarray:
     return counts
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8), st.sampled_from([0, 6, 192]))
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8), st.sampled_from([0, 6, 192])
+)
 @settings(deadline=None)
 def test_rectangles_cover_what_is_visible_exactly_once(arrays: list[list[int]], small: int) -> None:
     forest = build_forest([TrainingSequence(a, []) for a in arrays])

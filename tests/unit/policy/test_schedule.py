@@ -8,7 +8,10 @@ from regimen.policy.schedule import build_optimizer, build_schedule
 
 WARM_UP = {"name": "torch.optim.lr_scheduler.LinearLR", "kwargs": {"start_factor": 0.1, "total_iters": 2}}
 CONSTANT = {"name": "torch.optim.lr_scheduler.ConstantLR", "kwargs": {"factor": 1.0, "total_iters": 10}}
-DECAY = {"name": "torch.optim.lr_scheduler.LinearLR", "kwargs": {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 2}}
+DECAY = {
+    "name": "torch.optim.lr_scheduler.LinearLR",
+    "kwargs": {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 2},
+}
 
 
 def optimizer(name: str = "torch.optim.AdamW", **kwargs: object) -> torch.optim.Optimizer:
@@ -55,7 +58,9 @@ def test_frozen_parameters_are_left_out() -> None:
     assert [p.shape for p in built.param_groups[0]["params"]] == [(2, 2)]
 
 
-@pytest.mark.parametrize("name", ["torch.optim.Nonsense", "AdamW", "os.system", "torch.optim.lr_scheduler", "torch.nn.Linear"])
+@pytest.mark.parametrize(
+    "name", ["torch.optim.Nonsense", "AdamW", "os.system", "torch.optim.lr_scheduler", "torch.nn.Linear"]
+)
 def test_unknown_optimisers_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown class") as caught:
         optimizer(name)

@@ -65,7 +65,12 @@ def test_columns_keep_the_order_of_sequences_and_default_to_zero() -> None:
 
 def test_without_sharing_every_sequence_is_a_tree() -> None:
     forest = build_forest([TrainingSequence([1, 2], [(1, 2)])] * 2, share=False)
-    assert lists(forest, "tokens", "depth", "parent", "end") == [[1, 2, 1, 2], [0, 1, 0, 1], [-1, 0, -1, 2], [2, 2, 4, 4]]
+    assert lists(forest, "tokens", "depth", "parent", "end") == [
+        [1, 2, 1, 2],
+        [0, 1, 0, 1],
+        [-1, 0, -1, 2],
+        [2, 2, 4, 4],
+    ]
     assert forest.target.tolist() == [1, 3]
 
 

@@ -82,7 +82,9 @@ def test_a_played_episode_gives_the_ids_of_the_written_conversation(renderer: Re
 
 def test_spans_hold_stop_tokens_and_no_headers_or_tool_outputs(renderer: Renderer) -> None:
     reply = {"role": "tool", "tool_call_id": "c1", "content": "assistant"}
-    [sequence] = renderer.conversation([*QUESTION, assistant_call(), reply, {"role": "assistant", "content": "3"}], TOOLS)
+    [sequence] = renderer.conversation(
+        [*QUESTION, assistant_call(), reply, {"role": "assistant", "content": "3"}], TOOLS
+    )
     for start, stop in sequence.spans:
         assert sequence.ids[stop - 1] == IM_END
         assert sequence.ids[start:stop].count(IM_END) == 1

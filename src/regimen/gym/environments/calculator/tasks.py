@@ -11,14 +11,14 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from regimen.errors import ConfigError
 from regimen.gym.environment import Split
-from regimen.gym.environments.calculator.expression import calculate
+from regimen.gym.environments.calculator.expression import ExpressionError, calculate
 from regimen.registry import nearest
 
 DEFAULT_MIX = {
@@ -45,10 +45,10 @@ TOOL: dict[str, Any] = {
     "strict": True,
 }
 SYSTEM = "You answer every question by calling the calculator tool, then you give the answer."
-# The prompt shows two exchanges: question, expression, answer. No task has their arithmetic.
+# The prompt shows two exchanges: a question and the expressions that were tried. No task has their arithmetic.
 EXAMPLES = (
-    ("What is 35 * 48?", "35 * 48", "1680"),
-    ("A box holds 12 pens. How many pens are in 30 boxes?", "12 * 30", "360"),
+    ("A box holds 12 pens. How many pens are in 30 boxes?", ("12 * 30",)),
+    ("What is 35 × 48?", ("35 × 48", "35 * 48")),
 )
 HINT = " Use the calculator."
 DEFAULT_HINT = 0.0
@@ -90,8 +90,8 @@ def _hinted(question: Question, hint: float) -> Question:
 def task_row(question: Question, split: Split) -> dict[str, Any]:
     """A NeMo Gym task row: the prompt all tasks share, the question, and the verifier's fields."""
     prompt = [_message("system", SYSTEM)]
-    for number, example in enumerate(EXAMPLES, 1):
-        prompt += _exchange(number, *example)
+    for number, (text, expressions) in enumerate(EXAMPLES, 1):
+        prompt += _exchange(number, text, expressions)
     return {
         "responses_create_params": {
             "input": [*prompt, _message("user", question.text)],
@@ -110,16 +110,20 @@ def _message(role: str, text: str) -> dict[str, Any]:
     return {"type": "message", "role": role, "content": text}
 
 
-def _exchange(number: int, question: str, expression: str, answer: str) -> list[dict[str, Any]]:
-    """An example: the question, the call, its output, the answer."""
-    call_id = f"call_example_{number}"
-    call = {"type": "function_call", "id": call_id, "call_id": call_id, "name": TOOL["name"], "status": "completed"}
-    return [
-        _message("user", question),
-        {**call, "arguments": json.dumps({"expression": expression})},
-        {"type": "function_call_output", "call_id": call_id, "output": answer},
-        _message("assistant", f"The answer is {answer}."),
-    ]
+def _exchange(number: int, question: str, expressions: Sequence[str]) -> list[dict[str, Any]]:
+    """An example: the question, a call and its output for each expression, the answer."""
+    items = [_message("user", question)]
+    output = ""
+    for attempt, expression in enumerate(expressions, 1):
+        call_id = f"call_example_{number}_{attempt}"
+        call = {"type": "function_call", "id": call_id, "call_id": call_id, "name": TOOL["name"], "status": "completed"}
+        items.append({**call, "arguments": json.dumps({"expression": expression}, ensure_ascii=False)})
+        try:
+            output = calculate(expression)
+        except ExpressionError as error:
+            output = f"Error: {error}"
+        items.append({"type": "function_call_output", "call_id": call_id, "output": output})
+    return [*items, _message("assistant", f"The answer is {output}.")]
 
 
 def questions(split: Split, seed: int, mix: Mapping[str, float]) -> Iterator[Question]:
@@ -175,7 +179,7 @@ def canonical(expression: str) -> str:
     return expression
 
 
-EXAMPLE_KEYS = frozenset(canonical(expression) for _, expression, _ in EXAMPLES)
+EXAMPLE_KEYS = frozenset(canonical(expressions[-1]) for _, expressions in EXAMPLES)
 
 
 def _new_question(kind: str, split: Split, generator: random.Random, seen: set[str]) -> Question:

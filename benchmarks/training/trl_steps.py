@@ -1,0 +1,189 @@
+"""TRL as a contestant: `python -m training.trl_steps ALGORITHM VARIANT SETTINGS`.
+
+The trainers run as TRL has them; a callback waits for the word before each step and measures it. Variants: `default`
+(what TRL does unasked, but in float32, in the data's order, and with the batch as one micro-batch) and `tuned` (no
+gradient checkpointing; for DPO the reference's log-probabilities computed before training). The fused AdamW and a
+vocabulary head for trained tokens alone are TRL's defaults already.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from regimen.tokens.template import Renderer
+from training import data
+from training.processes import Channel
+from training.settings import LEARNING_RATE, MAX_LENGTH, Settings
+
+# The tokens of each step that are trained and that are computed, padding included.
+Counts = list[tuple[int, int]]
+
+
+def arguments(settings: Settings, batch_size: int, variant: str, folder: str) -> dict[str, Any]:
+    """What all three trainers are told."""
+    common: dict[str, Any] = {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": 1,
+        "max_steps": settings.total_steps,
+        "learning_rate": LEARNING_RATE,
+        "use_cpu": True,
+        "bf16": False,
+        "model_init_kwargs": {"dtype": "float32"},
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    return common if variant == "default" else {**common, "gradient_checkpointing": False}
+
+
+def sft(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
+    """Token ids with labels, as TRL prepares them from conversations."""
+    rows = data.conversations(Renderer.load(settings.model), settings.total_steps * settings.conversations)
+    table = [{"input_ids": row.ids, "labels": _labels(row)} for row in rows]
+    config = SFTConfig(
+        **arguments(settings, settings.conversations, variant, folder),
+        max_length=MAX_LENGTH,
+        train_sampling_strategy="sequential",
+    )
+    trainer = SFTTrainer(
+        model=settings.model, args=config, train_dataset=Dataset.from_list(table), processing_class=_tokenizer(settings)
+    )
+    lengths = [len(row.ids) for row in rows]
+    trained = [sum(stop - start for start, stop in row.spans) for row in rows]
+    return trainer, _counts(lengths, trained, settings.conversations)
+
+
+def _labels(row: data.Conversation) -> list[int]:
+    labels = [-100] * len(row.ids)
+    for start, stop in row.spans:
+        labels[start:stop] = row.ids[start:stop]
+    return labels
+
+
+def dpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
+    """Rendered prompts and completions, which TRL encodes."""
+    renderer = Renderer.load(settings.model)
+    rows = data.pairs(renderer, settings.total_steps * settings.pairs)
+    table = [
+        {
+            "prompt": renderer.decode(row.prompt),
+            "chosen": renderer.decode(row.chosen),
+            "rejected": renderer.decode(row.rejected),
+        }
+        for row in rows
+    ]
+    config = DPOConfig(
+        **arguments(settings, settings.pairs, variant, folder),
+        max_length=MAX_LENGTH,
+        train_sampling_strategy="sequential",
+        precompute_ref_log_probs=variant == "tuned",
+    )
+    trainer = DPOTrainer(
+        model=settings.model, args=config, train_dataset=Dataset.from_list(table), processing_class=_tokenizer(settings)
+    )
+    encoded = [
+        (row["prompt_ids"], row[side]) for row in trainer.train_dataset for side in ("chosen_ids", "rejected_ids")
+    ]
+    lengths = [len(prompt) + len(completion) for prompt, completion in encoded]
+    trained = [len(completion) for _, completion in encoded]
+    return trainer, _counts(lengths, trained, 2 * settings.pairs)
+
+
+def grpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
+    """Rendered prompts; completions of full length, so that all contestants train as many tokens."""
+    renderer = Renderer.load(settings.model)
+    rows = data.prompts(renderer, settings.total_steps * settings.prompts)
+    size = settings.prompts * settings.group_size
+    config = GRPOConfig(
+        **arguments(settings, size, variant, folder),
+        num_generations=settings.group_size,
+        max_completion_length=settings.new_tokens,
+        generation_kwargs={"min_new_tokens": settings.new_tokens},
+        temperature=settings.temperature,
+        shuffle_dataset=False,
+        beta=0.0,
+    )
+    trainer = GRPOTrainer(
+        model=settings.model,
+        reward_funcs=_rewards,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": renderer.decode(row)} for row in rows]),
+        processing_class=_tokenizer(settings, padding_side="left"),
+    )
+    lengths = [len(row) + settings.new_tokens for row in rows for _ in range(settings.group_size)]
+    return trainer, _counts(lengths, [settings.new_tokens] * len(lengths), size)
+
+
+def _rewards(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [data.reward(ids) for ids in completion_ids]
+
+
+def _tokenizer(settings: Settings, **options: Any) -> Any:
+    return AutoTokenizer.from_pretrained(settings.model, **options)
+
+
+def _counts(lengths: list[int], trained: list[int], size: int) -> Counts:
+    starts = range(0, len(lengths), size)
+    return [(sum(trained[start : start + size]), size * max(lengths[start : start + size])) for start in starts]
+
+
+class _Timed(TrainerCallback):
+    """Waits for the word before a step and reports it once its loss is logged."""
+
+    def __init__(self, channel: Channel, counts: Counts) -> None:
+        self.channel, self.counts = channel, counts
+        self.began = self.seconds = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.channel.wait()
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds = time.perf_counter() - self.began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
+        if not logs or "loss" not in logs:
+            return
+        trained, computed = self.counts[state.global_step - 1]
+        length = logs.get("completions/mean_length")
+        if length is not None:
+            trained = round(float(length) * rows_of(args))
+        self.channel.send(
+            seconds=self.seconds, loss=float(logs["loss"]), trained_tokens=trained, computed_tokens=computed
+        )
+
+
+def rows_of(args: Any) -> int:
+    """Sequences of one step."""
+    return int(args.per_device_train_batch_size)
+
+
+TRAINERS: dict[str, Callable[[Settings, str, str], tuple[Any, Counts]]] = {"sft": sft, "dpo": dpo, "grpo": grpo}
+
+
+def main() -> None:
+    """Take the steps that the benchmark asks for."""
+    channel = Channel()
+    algorithm, variant, text = sys.argv[1:]
+    settings = Settings.parse(text)
+    torch.set_num_threads(settings.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, counts = TRAINERS[algorithm](settings, variant, folder)
+        trainer.add_callback(_Timed(channel, counts))
+        trainer.train()
+    channel.finish()
+
+
+if __name__ == "__main__":
+    main()
