@@ -118,6 +118,7 @@ def benchmark(
         figures = {name: summarise(contestant, settings.warmup) for name, contestant in found.items()}
         add_ratios(algorithm, figures)
         results["algorithms"][algorithm], results["steps"][algorithm] = figures, found
+        _write(logs / "partial.json", json.dumps(results, indent=2) + "\n")
     print("forest and ceiling" if forest else "ceiling", file=sys.stderr)
     results |= _measured("all" if forest else "ceiling", settings, logs)
     results["environment"]["load average at the end"] = _load()

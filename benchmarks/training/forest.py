@@ -2,7 +2,8 @@
 
 A group of completions of one prompt, forward and backward, in three layouts that compute the same gradient: `forest`
 (the prompt once), `packed` (the same code, every sequence a tree of its own) and `padded` (transformers with SDPA on
-rows of equal length). The head is computed for the trained tokens alone in all three. PART is `all`, or `ceiling` for the rate alone.
+rows of equal length). The head is computed for the trained tokens alone in all three. PART is `all`, or `ceiling` for
+the rate alone.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ def add_ratios(algorithm: str, contestants: dict[str, dict[str, Any]]) -> None:
     """Write into every other contestant how many times faster and smaller the like variant of ours is."""
     for name, figures in contestants.items():
         ours = LIKE_FOR_LIKE.get((algorithm, name), OURS)
+        ours = ours if ours in contestants else OURS
         if name.startswith("regimen") or ours not in contestants:
             continue
         rate, peak = contestants[ours]["trained_tokens_per_second"], contestants[ours]["peak_bytes"]

@@ -23,7 +23,7 @@ from rich.console import Console
 from regimen.config.load import dump, load_collect_config, load_evaluate_config, load_train_config
 from regimen.convert.manifest import Manifest
 from regimen.convert.options import ConvertOptions
-from regimen.errors import UsageError
+from regimen.errors import RunError, UsageError
 from regimen.evaluation.records import Curve, LedgerTable, ReportData, StageTime, curve_of, examples_of
 from regimen.evaluation.report import terminal_table, write_report
 from regimen.pipelines.collect import collect
@@ -167,7 +167,10 @@ class _Loop:
         def report(label: str, done: int, total: int, note: str = "") -> None:
             self.progress(label.replace(loaded.algorithm, name), done, total, note)
 
-        return train(loaded, progress=report)
+        result = train(loaded, progress=report)
+        if result.stopped:
+            raise RunError("stopped by a signal", where=str(result.folder), fix="run it again with --overwrite")
+        return result
 
     def _evaluate(self, models: dict[str, str]) -> Evaluation:
         others = [path for name, path in models.items() if name != "base"]

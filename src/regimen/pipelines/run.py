@@ -72,6 +72,12 @@ class RunFolder:
         if steps:
             self.checkpoint = steps[-1]
             self.start_step = step_of(self.checkpoint)
+        elif checkpoints(self.path):
+            raise UsageError(
+                "its checkpoints hold no training state",
+                where=str(self.path),
+                fix="train with checkpointing.save_optimizer=true to be able to resume",
+            )
 
     def save(
         self,

@@ -211,7 +211,7 @@ class _Trainer:
             self._validate(step, tracker)
         period = self.config.checkpointing.save_period
         if self.config.checkpointing.enabled and (step % period == 0 or step == total or stopping):
-            self._save(step)
+            self._save(step, with_state=self.config.checkpointing.save_optimizer or stopping)
 
     def _validate(self, step: int, tracker: TrackerGroup) -> None:
         if self.prepared.validation is not None and step != self.last_validated:
@@ -226,7 +226,7 @@ class _Trainer:
         parts = [("loss", "train/loss"), ("reward", "train/reward"), ("validation reward", "validation/reward")]
         return ", ".join(f"{name} {self.latest[key]:.3f}" for name, key in parts if key in self.latest)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, with_state: bool) -> None:
         settings = self.config.checkpointing
         wanted = self.config.checkpoint_metric
         metric = None
@@ -238,7 +238,7 @@ class _Trainer:
         def write(folder: Path) -> None:
             self.policy.save(folder)
             self.prepared.renderer.save(folder)
-            if settings.save_optimizer:
+            if with_state:
                 save_state({"policy": self.policy.state(), **state}, folder / STATE_FILE)
 
         self.run.save(
@@ -264,8 +264,11 @@ class _Trainer:
 def _figures(result: StepResult, forests: list[Forest]) -> dict[str, float]:
     """A step's figures: the loss's own, and how many tokens sharing prefixes saved."""
     unrolled = sum(int(np.sum(forest.depth[_last_targets(forest)] + 1)) for forest in forests)
+    # The loss's own figures are means over all valid tokens; those of inert episodes were not computed.
+    computed = sum(float(forest.weight.sum()) for forest in forests)
+    share = computed / forests[0].valid_tokens
     return {
-        **result.metrics,
+        **{name: value / share for name, value in result.metrics.items()},
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "lr": result.learning_rate,

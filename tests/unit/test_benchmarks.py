@@ -1,0 +1,116 @@
+"""The benchmark runs, refuses to replace figures, and computes what it says. No time is judged here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_benchmark(*arguments: str, output: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--quick", "--threads", "1", *arguments]
+    return subprocess.run(
+        [*command, "--output", str(output)], env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a module of the benchmark by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return lambda name: importlib.import_module(f"training.{name}")
+
+
+def test_forest_part_runs_and_keeps_earlier_figures(tmp_path: Path) -> None:
+    first = run_benchmark("--algorithms", output=tmp_path)
+    assert first.returncode == 0, first.stderr
+    results = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    cases = {(case["ratio"], case["group"]): case for case in results["forest"]}
+    assert list(cases) == [(0.25, 4), (0.25, 8), (1.0, 4), (1.0, 8), (4.0, 4), (4.0, 8)]
+    # A prompt of 8 tokens and completions of 4, 7, 9 and 12.
+    assert cases[1.0, 4]["tokens"] == {"forest": 8 + 32, "packed": 4 * 8 + 32, "padded": 4 * (8 + 12)}
+    assert all(seconds > 0 for case in cases.values() for seconds in case["seconds"].values())
+    assert all(rate > 0 for rate in results["ceiling"].values())
+    assert "these figures only show" in first.stdout
+
+    second = run_benchmark("--algorithms", output=tmp_path)
+    assert second.returncode == 2
+    assert "--overwrite" in second.stderr
+
+
+@pytest.mark.slow
+def test_contestants_train_the_same_tokens_to_the_same_loss(tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="TRL is not installed: pip install 'regimen-rl[benchmark]'")
+    run = run_benchmark("--no-forest", output=tmp_path)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    assert list(results["algorithms"]) == ["sft", "dpo", "grpo"]
+    for contestants in results["algorithms"].values():
+        ours, theirs = contestants["regimen forest"], contestants["trl default"]
+        assert ours["trained_tokens"] == theirs["trained_tokens"] > 0
+        assert ours["computed_tokens"] < theirs["computed_tokens"]
+        assert ours["first_loss"] == pytest.approx(theirs["first_loss"], abs=1e-5)
+
+
+def test_summary_leaves_the_warm_up_out(part: Any) -> None:
+    steps = [
+        {"seconds": seconds, "trained_tokens": 12, "computed_tokens": 40, "loss": loss}
+        for seconds, loss in ((9.0, 5.0), (2.0, 4.0), (4.0, 3.0), (3.0, 2.0))
+    ]
+    summary = part("report").summarise({"steps": steps, "peak_bytes": 7, "peak_covers": "steps"}, warmup=1)
+    assert summary == {
+        "step_seconds": 3.0,
+        "fastest_seconds": 2.0,
+        "slowest_seconds": 4.0,
+        "trained_tokens": 12,
+        "computed_tokens": 40,
+        "trained_tokens_per_second": 4.0,
+        "peak_bytes": 7,
+        "peak_covers": "steps",
+        "first_loss": 5.0,
+    }
+
+
+def test_ratios_compare_steps_that_do_as_much(part: Any) -> None:
+    contestants: dict[str, dict[str, Any]] = {
+        "regimen forest": {"trained_tokens_per_second": 12.0, "peak_bytes": 4},
+        "regimen reference": {"trained_tokens_per_second": 8.0, "peak_bytes": 5},
+        "trl default": {"trained_tokens_per_second": 2.0, "peak_bytes": 10},
+        "trl tuned": {"trained_tokens_per_second": 6.0, "peak_bytes": 8},
+    }
+    part("report").add_ratios("dpo", contestants)
+    found = {
+        name: (figures["compared_with"], figures["times_faster"], figures["times_smaller"])
+        for name, figures in contestants.items()
+        if name.startswith("trl")
+    }
+    assert found == {"trl default": ("regimen reference", 4.0, 2.0), "trl tuned": ("regimen forest", 2.0, 2.0)}
+
+
+def test_flops_of_a_forest(part: Any) -> None:
+    pytest.importorskip("torch")
+    from regimen.tokens.forest import TrainingSequence, build_forest
+
+    config = SimpleNamespace(
+        hidden_size=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=6,
+        num_hidden_layers=3,
+        vocab_size=10,
+    )
+    forest = build_forest([TrainingSequence([1, 2, 3], [(2, 3)]), TrainingSequence([1, 2, 4, 5], [(2, 4)])])
+    # A layer has 4·4 twice, 4·2 twice and 3·4·6 weights; five tokens; three predicted ones; 1+2+3+3+4 pairs.
+    layer = 2 * 16 + 2 * 8 + 72
+    expected = 6 * (3 * layer * 5 + 10 * 4 * 3) + 12 * 3 * 4 * 13
+    assert part("flops").training_flops(config, forest) == expected
