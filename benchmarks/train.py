@@ -73,11 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument("--model", help="a model folder; without it the small model of the quickstart")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--conversations", type=int, default=4, help="SFT: conversations in a step")
-    parser.add_argument("--pairs", type=int, default=2, help="DPO: pairs in a step")
-    parser.add_argument("--prompts", type=int, default=2, help="GRPO: prompts in a step")
-    parser.add_argument("--group-size", type=int, default=4, help="GRPO: completions of each prompt")
+    parser.add_argument("--conversations", type=int, default=2, help="SFT: conversations in a step")
+    parser.add_argument("--pairs", type=int, default=1, help="DPO: pairs in a step")
+    parser.add_argument("--prompts", type=int, default=1, help="GRPO: prompts in a step")
+    parser.add_argument("--group-size", type=int, default=8, help="GRPO: completions of each prompt")
     parser.add_argument("--new-tokens", type=int, default=32, help="GRPO: tokens of each completion")
+    parser.add_argument("--forest-completion", type=int, default=16, help="forest: mean tokens of a completion")
     parser.add_argument("--no-forest", action="store_true", help="leave out the comparison of layouts")
     parser.add_argument("--quick", action="store_true", help="a tiny random model and tiny batches")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
@@ -86,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace, scratch: Path) -> Settings:
-    names = ("steps", "warmup", "threads", "conversations", "pairs", "prompts", "group_size", "new_tokens")
+    sizes = ("conversations", "pairs", "prompts", "group_size", "new_tokens", "forest_completion")
+    names = ("steps", "warmup", "threads", *sizes)
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     if options.quick:
         settings = Settings(model=options.model or str(save_tiny_model(scratch / "model")), **chosen)

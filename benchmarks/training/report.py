@@ -64,10 +64,12 @@ def _environment(results: dict[str, Any]) -> str:
     lines = [", ".join(f"{name} {value}" for name, value in results["environment"].items()) + "."]
     if results["quick"]:
         lines.insert(0, "A tiny random model: these figures only show that the benchmark runs.")
+    sizes = ("steps", "warmup", "conversations", "pairs", "prompts", "group_size", "new_tokens", "forest_completion")
+    lines.append(", ".join(f"{name.replace('_', ' ')} {results['settings'][name]}" for name in sizes) + ".")
     if results.get("ceiling"):
         rates = ", ".join(f"{name.replace('_', ' ')} {rate / 1e9:.0f}" for name, rate in results["ceiling"].items())
         lines.append(f"float32 matrix products at best, GFLOP/s: {rates}.")
-    return "\n".join(lines)
+    return "\n\n".join(lines)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

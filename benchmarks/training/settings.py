@@ -18,12 +18,12 @@ class Settings:
     steps: int = 2
     warmup: int = 1
     threads: int = 2
-    conversations: int = 4  # SFT
-    pairs: int = 2  # DPO
-    prompts: int = 2  # GRPO
-    group_size: int = 4  # GRPO: completions of each prompt
+    conversations: int = 2  # SFT
+    pairs: int = 1  # DPO
+    prompts: int = 1  # GRPO
+    group_size: int = 8  # GRPO: completions of each prompt
     new_tokens: int = 32  # GRPO: tokens of each completion
-    forest_completion: int = 32  # forest: tokens of each completion
+    forest_completion: int = 16  # forest: tokens of each completion
     forest_rounds: int = 2
     temperature: float = 1.0
 

@@ -1,16 +1,16 @@
 """Every error that Regimen raises on purpose, drawn as a tree.
 
-    RegimenError                   a message a person can act on: what, where, expected, fix
-    ├── UsageError                 the command was called wrongly (missing file, wrong option)         exit 2
-    │   └── ConfigError            a configuration key or value is wrong                               exit 2
-    └── WorkError                  the work itself failed                                              exit 1
-        ├── RolloutError           a row or a file of rollouts cannot be read
-        ├── ConvertError           rows cannot be converted, or the ledger does not balance
-        ├── TokenError             a chat template, a mask or token ids are inconsistent
-        ├── PolicyError            a model folder, a training step or a checkpoint failed
-        ├── GenerationError        the generator failed, or disagrees with the policy
-        ├── GymError           an environment, a tool or a verifier failed
-        └── RunError               a run folder cannot be written or resumed
+RegimenError                   a message a person can act on: what, where, expected, fix
+├── UsageError                 the command was called wrongly (missing file, wrong option)         exit 2
+│   └── ConfigError            a configuration key or value is wrong                               exit 2
+└── WorkError                  the work itself failed                                              exit 1
+    ├── RolloutError           a row or a file of rollouts cannot be read
+    ├── ConvertError           rows cannot be converted, or the ledger does not balance
+    ├── TokenError             a chat template, a mask or token ids are inconsistent
+    ├── PolicyError            a model folder, a training step or a checkpoint failed
+    ├── GenerationError        the generator failed, or disagrees with the policy
+    ├── GymError           an environment, a tool or a verifier failed
+    └── RunError               a run folder cannot be written or resumed
 """
 
 from __future__ import annotations

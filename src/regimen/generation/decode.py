@@ -136,6 +136,7 @@ def decode_attention(
 
 def _with_prefix(query: Tensor, output: Tensor, lse: Tensor, view: DecodeView, layer: int, scale: float) -> Tensor:
     assert view.memory.prefix is not None
+    assert view.uses_prefix is not None
     rows, heads, length, width = query.shape
     keys, values = view.memory.prefix[layer]
     stacked = query.transpose(0, 1).reshape(1, heads, rows * length, width)

@@ -130,7 +130,7 @@ class _Trainer:
                     self._after(step, total, tracker, stopping=stop.received)
                     self.progress(f"train {self.algorithm.name}", step, total, self._note())
                 if step > self.saved_step and self.config.checkpointing.enabled:  # stopped while validating
-                    self._save(step)
+                    self._save(step, with_state=True)
         finally:
             tracker.close()
         model = self._publish(step == total)

@@ -18,16 +18,24 @@ def question(row):
 def test_rows_are_in_gym_layout():
     row = Calculator().tasks("train", 1)[0].row
     items = row["responses_create_params"]["input"]
-    assert [item["type"] for item in items] == [
-        "message",
-        "message",
-        "function_call",
-        "function_call_output",
-        "message",
-        "message",
-    ]
-    assert [item.get("role") for item in items] == ["system", "user", None, None, "assistant", "user"]
-    assert items[2]["call_id"] == items[3]["call_id"]
+    tried = ["function_call", "function_call_output"]
+    spoken = ["message"]
+    assert [item["type"] for item in items] == [*spoken * 2, *tried, *spoken * 2, *tried * 2, *spoken * 2]
+    roles = [item["role"] for item in items if item["type"] == "message"]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    calls = [item["call_id"] for item in items if item["type"] == "function_call"]
+    assert calls == [item["call_id"] for item in items if item["type"] == "function_call_output"]
+    assert len(set(calls)) == 3
+
+
+def test_the_second_example_shows_a_rejected_call_and_another_try():
+    items = Calculator().tasks("train", 1)[0].row["responses_create_params"]["input"]
+    outputs = [item["output"] for item in items if item["type"] == "function_call_output"]
+    assert outputs == ["360", "Error: unexpected character '×' at position 4; use * for multiplication", "1680"]
+
+
+def test_rows_hold_the_tool_and_the_verifier_fields():
+    row = Calculator().tasks("train", 1)[0].row
     (tool,) = row["responses_create_params"]["tools"]
     assert (tool["type"], tool["name"], tool["parameters"]["required"]) == ("function", "calculator", ["expression"])
     assert row["agent_ref"] == {"name": "calculator"}
