@@ -39,7 +39,7 @@ def test_rows_hold_the_tool_and_the_verifier_fields():
     (tool,) = row["responses_create_params"]["tools"]
     assert (tool["type"], tool["name"], tool["parameters"]["required"]) == ("function", "calculator", ["expression"])
     assert row["agent_ref"] == {"name": "calculator"}
-    assert (row["kind"], row["split"]) == ("two_operations", "train")
+    assert (row["kind"], row["split"]) == ("addition", "train")
 
 
 def test_all_tasks_share_the_prompt():

@@ -22,11 +22,11 @@ from regimen.gym.environments.calculator.expression import ExpressionError, calc
 from regimen.registry import nearest
 
 DEFAULT_MIX = {
-    "addition": 0.13,
-    "subtraction": 0.16,
-    "multiplication": 0.11,
-    "two_operations": 0.25,
-    "word": 0.2,
+    "addition": 0.20,
+    "subtraction": 0.20,
+    "multiplication": 0.16,
+    "two_operations": 0.17,
+    "word": 0.12,
     "notation": 0.15,
 }
 NUM_TASKS: dict[Split, int] = {"train": 2000, "validation": 400, "test": 500}
@@ -242,14 +242,6 @@ WORD_PROBLEMS = (
     ("A shop had {large} {things} and sold {small}. How many {things} are left?", "{large} - {small}"),
     ("There are {large} boxes with {few} {things} each. How many {things} are there?", "{large} * {few}"),
     ("One box holds {small} {things}. How many {things} do {few} boxes hold?", "{small} * {few}"),
-    (
-        "{name} buys {few} bags of {small} {things} and finds {large} more. How many {things} does {name} have?",
-        "{few} * {small} + {large}",
-    ),
-    (
-        "{name} had {large} {things}, lost {few} and then bought {small}. How many {things} does {name} have now?",
-        "{large} - {few} + {small}",
-    ),
 )
 
 
