@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LABELS = ["smollm2-135m-instruct", "sft", "sft_grpo", "grpo", "dpo"]  # the base, then what was trained
+
 
 def main(folder: Path) -> int:
     """Check the folder; returns the exit code."""
@@ -30,17 +32,18 @@ def found(folder: Path, name: str) -> list[Path]:
 
 
 def problems_of(path: Path) -> list[str]:
-    """What is wrong with one evaluation: it has to hold a figure for the base and one for a trained model."""
+    """What is wrong with one evaluation: a figure for each of the five models is expected, and no failed episode."""
     models: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["models"]
-    problems = (
-        [] if len(models) > 1 else [f"{path}: {len(models)} models evaluated, expected the base and a trained one"]
-    )
+    labels = [model["score"]["label"] for model in models]
+    problems = [] if labels == LABELS else [f"{path}: models {', '.join(labels)}, expected {', '.join(LABELS)}"]
     for model in models:
         score = model["score"]
         mean = (score["reward"] or {}).get("mean")
         print(f"{path}: {score['label']}: mean reward {mean} on {score['num_tasks']} tasks")
         if not (isinstance(mean, int | float) and math.isfinite(mean) and 0 <= mean <= 1):
-            problems.append(f"{path}: mean reward {mean!r}, expected a number from 0 to 1")
+            problems.append(f"{path}: {score['label']}: mean reward {mean!r}, expected a number from 0 to 1")
+        if score["num_failed"]:
+            problems.append(f"{path}: {score['label']}: {score['num_failed']} failed episodes, expected none")
     return problems
 
 

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group-size", type=int, default=8, help="GRPO: completions of each prompt")
     parser.add_argument("--new-tokens", type=int, default=32, help="GRPO: tokens of each completion")
     parser.add_argument("--forest-completion", type=int, default=16, help="forest: mean tokens of a completion")
+    parser.add_argument("--forest-rounds", type=int, default=2, help="forest: times each layout is measured")
     parser.add_argument("--no-forest", action="store_true", help="leave out the comparison of layouts")
     parser.add_argument("--quick", action="store_true", help="a tiny random model and tiny batches")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace, scratch: Path) -> Settings:
-    sizes = ("conversations", "pairs", "prompts", "group_size", "new_tokens", "forest_completion")
+    sizes = ("conversations", "pairs", "prompts", "group_size", "new_tokens", "forest_completion", "forest_rounds")
     names = ("steps", "warmup", "threads", *sizes)
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     if options.quick:

@@ -1,7 +1,7 @@
 """The data of the benchmark: calculator conversations as an oracle would have them, the same for every contestant.
 
 In: a renderer and a count. Out: token ids with the trained spans. Every prompt begins with the same system message,
-tool and two example exchanges, as in the calculator's rollouts, and ends with a question of its own.
+tool and example exchanges, as in the calculator's rollouts, and ends with a question of its own.
 """
 
 from __future__ import annotations

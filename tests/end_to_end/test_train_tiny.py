@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from regimen.config.load import load_train_config
-from regimen.errors import GenerationError, UsageError
+from regimen.errors import ConfigError, GenerationError, UsageError
 from regimen.pipelines.run import checkpoints
 from regimen.pipelines.train import TrainResult, train
 from regimen.tokens.template import Renderer
@@ -191,11 +192,8 @@ def test_a_run_and_what_it_leaves(algorithm: str, tiny_folder: Path, tmp_path: P
     assert column(result.folder, "train/loss") == pytest.approx(result.losses)
     assert result.model == result.folder / "model"
     assert (weights(result.model) - weights(tiny_folder)).abs().max() > 1e-4
-    assert sorted(path.name for path in result.folder.iterdir() if path.is_file()) == [
-        "config.yaml",
-        "metrics.jsonl",
-        "versions.json",
-    ]
+    files = {path.name for path in result.folder.iterdir() if path.is_file()}
+    assert files - {"ledger.json"} == {"config.yaml", "data.json", "metrics.jsonl", "versions.json"}
     again = load_train_config(str(result.folder / "config.yaml"))
     assert again.policy.max_total_sequence_length == 1500
     renderer = Renderer.load(result.model)
@@ -207,9 +205,42 @@ def test_a_run_and_what_it_leaves(algorithm: str, tiny_folder: Path, tmp_path: P
         assert len((result.folder / "rollouts" / "step_2.jsonl").read_text().splitlines()) == 6
         assert max(column(result.folder, "train/gen_logprob_error_max")) < 1e-4
     else:
-        assert result.ledger == {"trained": 8}
+        assert result.ledger == {"trained": 8, "validation": 3}
         assert column(result.folder, "train/num_rows") == [3.0, 3.0, 2.0]
         assert len(column(result.folder, "validation/loss")) == 2  # step 2, and the end
+
+
+def test_every_row_and_token_of_both_files_is_accounted_for(tiny_folder: Path, tmp_path: Path) -> None:
+    tree = configuration("sft", tiny_folder, tmp_path, tmp_path / "run", max_num_steps=1)
+    rows = [chat(30), chat(31, "x" * 2000), chat(32)]
+    write_rows(tmp_path / "validation.jsonl", rows)
+    result = run(tree)
+    assert result.ledger == {"trained": 8, "validation": 2, "validation_too_long": 1}
+    ledger = json.loads((result.folder / "ledger.json").read_text())
+    assert ledger["train"]["rows"] == {"trained": 8}
+    assert ledger["validation"]["rows"] == {"trained": 2, "too_long": 1}
+    renderer = Renderer.load(tiny_folder)
+    for split, kept in {"train": [chat(i) for i in range(10, 18)], "validation": [rows[0], rows[2]]}.items():
+        sequences = [s for row in kept for s in renderer.conversation(row["messages"], TOOLS)]
+        trained = sum(sequence.num_trained for sequence in sequences)
+        masked = sum(len(sequence.ids) for sequence in sequences) - trained
+        assert ledger[split]["tokens"] == {"trained": trained, "masked": masked}
+
+
+def test_a_checkpoint_is_ranked_only_by_a_validation_of_its_own_step(tiny_folder: Path, tmp_path: Path) -> None:
+    tree = configuration("sft", tiny_folder, tmp_path, tmp_path / "run", max_num_steps=3, val_at_end=False)
+    tree["checkpointing"] |= {"metric_name": "val:val_loss", "higher_is_better": True, "keep_top_k": 10}
+    result = run(tree)  # validates after step 2 alone
+    infos = [json.loads((path / "training_info.json").read_text()) for path in checkpoints(result.folder)]
+    [loss] = column(result.folder, "validation/loss")
+    assert [info["metric"] for info in infos] == [None, loss, None]
+
+
+def test_a_metric_that_validation_does_not_give_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    tree = configuration("sft", tiny_folder, tmp_path, tmp_path / "run", max_num_steps=2)
+    tree["checkpointing"]["metric_name"] = "val:perplexity"
+    with pytest.raises(ConfigError, match=r"validation gives no 'perplexity'.*val:loss"):
+        run(tree)
 
 
 def test_sft_learns_the_text_it_is_shown(tiny_folder: Path, tmp_path: Path) -> None:
@@ -340,6 +371,21 @@ def test_a_folder_in_use_and_another_configuration_are_refused(tiny_folder: Path
     finished = run(tree, resume=True)
     assert (finished.num_steps, finished.losses) == (1, [])
     assert sorted((first.folder / "model").iterdir()) == before
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps(chat(99)) + "\n")
+    with pytest.raises(UsageError, match=r"train\.jsonl: the data is not what the run was begun with"):
+        run(tree, resume=True)
+
+
+def test_resuming_a_finished_run_without_training_state_publishes_its_model(tiny_folder: Path, tmp_path: Path) -> None:
+    tree = configuration("sft", tiny_folder, tmp_path, tmp_path / "run", max_num_steps=1)
+    tree["checkpointing"]["save_optimizer"] = False
+    first = run(tree)
+    shutil.rmtree(first.folder / "model")
+    finished = run(tree, resume=True)
+    assert (finished.num_steps, finished.losses, finished.stopped) == (1, [], False)
+    assert (finished.ledger, finished.metrics) == (first.ledger, first.metrics)
+    assert (first.folder / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "dpo", "grpo"])

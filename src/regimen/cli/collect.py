@@ -29,35 +29,27 @@ DEFAULTS: dict[str, Any] = {"environment": {"name": "calculator"}, "output": "ro
 PASSING = 1.0
 
 
+def _option(text: str) -> Any:
+    return typer.Option(help=text, show_default=False)
+
+
 def collect(
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A configuration, and overrides.", show_default=False),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub name.", show_default=False)] = None,
-    environment: Annotated[
-        str | None, typer.Option(help="Name, or path/to/file.py:ClassName. [default: calculator]", show_default=False)
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, validation or test. [default: train]", show_default=False)
-    ] = None,
-    num_tasks: Annotated[int | None, typer.Option(help="How many tasks. [default: all]", show_default=False)] = None,
-    num_repeats: Annotated[int | None, typer.Option(help="Episodes per task. [default: 1]", show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: 1]", show_default=False)] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Limit of one answer. [default: 256]", show_default=False)
-    ] = None,
-    max_turns: Annotated[
-        int | None, typer.Option(help="Model calls of one episode. [default: the environment's]", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling. [default: 0]", show_default=False)] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Episodes at once. [default: 32]", show_default=False)] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="Template where the model's own will not do, like 'tools'.", show_default=False)
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="File to write. [default: rollouts.jsonl]", show_default=False)
-    ] = None,
+    model: Annotated[str | None, _option("Model folder or hub name.")] = None,
+    environment: Annotated[str | None, _option("Name, or path/to/file.py:ClassName. [default: calculator]")] = None,
+    split: Annotated[str | None, _option("train, validation or test. [default: train]")] = None,
+    num_tasks: Annotated[int | None, _option("How many tasks. [default: all]")] = None,
+    num_repeats: Annotated[int | None, _option("Episodes per task. [default: 1]")] = None,
+    temperature: Annotated[float | None, _option("0 is greedy. [default: 1]")] = None,
+    max_new_tokens: Annotated[int | None, _option("Limit of one answer. [default: 256]")] = None,
+    max_turns: Annotated[int | None, _option("Model calls of one episode. [default: the environment's]")] = None,
+    seed: Annotated[int | None, _option("Seed of the sampling. [default: 0]")] = None,
+    concurrency: Annotated[int | None, _option("Episodes at once. [default: 32]")] = None,
+    chat_template: Annotated[str | None, _option("Template where the model's own will not do, like 'tools'.")] = None,
+    output: Annotated[str | None, _option("File to write. [default: rollouts.jsonl]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Play only what is missing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier rollouts.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -82,7 +74,10 @@ def collect(
         "resume": resume or None,
         "overwrite": overwrite or None,
     }
-    config = config_of(words or [], flags)
+    _run(config_of(words or [], flags), json_output)
+
+
+def _run(config: CollectConfig, json_output: bool) -> None:
     screen = Console(stderr=True)
     for note in config.notes:
         screen.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)

@@ -128,7 +128,13 @@ def _check_backend(name: str, where: str) -> None:
             where=where,
             fix=f"set {key}=transformers",
         )
-    known = sorted(PARTS["generation"])
+    if name == "fake":
+        raise ConfigError(
+            "the generation backend 'fake' is for tests: it answers from a script, not with a model",
+            where=where,
+            fix=f"set {key}=transformers",
+        )
+    known = sorted(set(PARTS["generation"]) - {"fake"})
     if name not in known:
         close = nearest(name, known)
         raise ConfigError(
@@ -152,6 +158,30 @@ def _check_data(config: TrainConfig, layers: Layers) -> None:
         entry: DatasetConfig | None = getattr(config.data, name)
         if entry is not None:
             _check_dataset(config, entry, f"data.{name}", layers)
+            _check_split(entry, name, layers)
+    _check_input_length(config, layers)
+
+
+def _check_input_length(config: TrainConfig, layers: Layers) -> None:
+    limit, length = config.data.max_input_seq_length, config.policy.max_total_sequence_length
+    if limit is not None and limit < length:
+        raise layers.refusal(
+            "data.max_input_seq_length",
+            f"is {limit}, but prompts have no limit of their own in this build",
+            f"null, or at least policy.max_total_sequence_length ({length})",
+            f"set policy.max_total_sequence_length={limit} to bound whole sequences, or data.max_input_seq_length=null",
+        )
+
+
+def _check_split(entry: DatasetConfig, name: str, layers: Layers) -> None:
+    """A file has no splits: it is read whole, as what it is given for."""
+    if entry.dataset_name != "Environment" and entry.split not in (None, "train", name):
+        raise layers.refusal(
+            f"data.{name}.split",
+            f"is {entry.split!r}, but {entry.dataset_name} reads its file whole",
+            "null or 'train'",
+            f"name the file of that split in data.{name}.data_path",
+        )
 
 
 def _check_dataset(config: TrainConfig, entry: DatasetConfig, path: str, layers: Layers) -> None:

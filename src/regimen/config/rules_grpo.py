@@ -49,6 +49,13 @@ def _check_sampling(policy: PolicyConfig, layers: Layers) -> None:
     if generation.top_k is not None:
         raise layers.refusal("policy.generation.top_k", _cut_text(generation.top_k), "null", "set it to null")
     _check_lengths(generation, policy, layers)
+    if policy.precision == "float32" and generation.precision not in (None, policy.precision):
+        raise layers.refusal(
+            "policy.generation.precision",
+            f"is {generation.precision}, but policy.precision is float32: sampler and policy would disagree",
+            "null or float32",
+            "remove it",
+        )
 
 
 def _cut_text(value: float) -> str:

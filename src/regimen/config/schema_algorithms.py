@@ -17,7 +17,6 @@ class SFTConfig(Section):
     val_period: int = Field(default=10, ge=0)
     val_batches: int = Field(default=8, ge=0)
     val_global_batch_size: int = Field(default=32, ge=1)
-    val_micro_batch_size: int = Field(default=1, ge=1)
     val_at_start: bool = True
     val_at_end: bool = False
     seed: int = 42

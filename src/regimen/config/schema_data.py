@@ -12,7 +12,7 @@ DatasetName = Literal[
     "ResponseDataset", "openai_format", "BinaryPreferenceDataset", "PreferenceDataset", "NemoGymDataset", "Environment"
 ]
 # Which keys each data set reads, besides `dataset_name`.
-FILE_KEYS = ("data_path", "split", "seed")
+FILE_KEYS = ("data_path", "split")
 KEYS_OF: dict[str, tuple[str, ...]] = {
     "ResponseDataset": (*FILE_KEYS, "input_key", "output_key", "env_name", "prompt_file", "system_prompt_file"),
     "openai_format": (*FILE_KEYS, "chat_key", "tool_key"),
@@ -42,7 +42,6 @@ class DatasetConfig(Section):
     env_name: str | None = None
     split: str | None = None
     num_tasks: int | None = Field(default=None, ge=1)  # ours
-    seed: int | None = None
     prompt_file: str | None = None
     system_prompt_file: str | None = None
 
@@ -56,7 +55,7 @@ class DatasetConfig(Section):
 
 
 class DataConfig(Section):
-    """Training and validation data. `max_input_seq_length` None: no limit of its own."""
+    """Training and validation data. `max_input_seq_length`: None, or the policy's limit of whole sequences or more."""
 
     train: DatasetConfig | None = None
     validation: DatasetConfig | None = None

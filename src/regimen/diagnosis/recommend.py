@@ -87,8 +87,14 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         return [
             f"regimen convert {self.path} --to {to}{row_format}{keep} --out {folder}",
             f"regimen train {to} policy.model_name=MODEL data.default.dataset_name={dataset} "
-            f"data.train.data_path={folder}/train.jsonl data.validation.data_path={folder}/val.jsonl",
+            f"data.train.data_path={folder}/train.jsonl data.validation.data_path={folder}/val.jsonl"
+            + (self._playing() if to == "grpo" else ""),
         ]
+
+    def _playing(self) -> str:
+        """What GRPO must be told to play episodes as long as these: it plays one turn unless asked for more."""
+        turns = int(self.statistics.turns.max)
+        return f" grpo.max_rollout_turns={turns}" if turns > 1 else ""
 
 
 def recommend(

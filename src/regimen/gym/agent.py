@@ -12,11 +12,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
+from regimen.errors import GymError
 from regimen.generation.base import Generation, Sample, Sampling
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
 from regimen.gym.protocol import (
@@ -31,6 +32,7 @@ from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.outcomes import Outcome
 
 Message = dict[str, Any]
+Result = TypeVar("Result")
 
 
 class Renderer(Protocol):
@@ -54,11 +56,16 @@ class Renderer(Protocol):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What ends an episode early. `max_turns` None takes the environment's; `episode_seconds` None waits forever."""
+    """What ends an episode early. `max_turns` None takes the environment's; a time of None waits forever.
+
+    `call_seconds` bounds each call of the environment (seed, tool, verify, close), `episode_seconds` the whole, the
+    waiting for the model included.
+    """
 
     max_turns: int | None = None
     max_sequence_length: int = 4096
     episode_seconds: float | None = 600.0
+    call_seconds: float | None = 120.0
 
 
 def episode_seed(run_seed: int, step: int, task_index: int, rollout_index: int, turn: int) -> int:
@@ -96,6 +103,10 @@ class _FailedError(Exception):
         super().__init__(str(cause) or type(cause).__name__)
         self.outcome = outcome
         self.kind = type(cause).__name__
+
+
+def _outcome_of(error: Exception, otherwise: Outcome) -> Outcome:
+    return error.outcome if isinstance(error, _FailedError) else otherwise
 
 
 class _Episode:
@@ -156,14 +167,26 @@ class _Episode:
 
     async def _play_in_session(self) -> None:
         try:
-            session = await self.environment.seed(self.task)
+            session = await self._bounded(self.environment.seed(self.task))
         except Exception as error:
-            raise _FailedError(Outcome.ENVIRONMENT_FAILED, error) from error
+            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
         try:
             await self._turns(session)
             self.verdict = await self._verify(session)
         finally:
             await self._close(session)
+
+    async def _bounded(self, call: Awaitable[Result]) -> Result:
+        """Await a call of the environment for at most `call_seconds`."""
+        scope = asyncio.timeout(self.limits.call_seconds)
+        try:
+            async with scope:
+                return await call
+        except TimeoutError as error:
+            if not scope.expired():  # the environment's own
+                raise
+            slow = TimeoutError(f"a call of the environment took longer than {self.limits.call_seconds:g} seconds")
+            raise _FailedError(Outcome.TIMED_OUT, slow) from error
 
     async def _turns(self, session: Any) -> None:
         try:
@@ -190,8 +213,15 @@ class _Episode:
         self.outcome, self.reason = Outcome.TRUNCATED, reason
 
     async def _sample(self, turn: int) -> Sample | None:
-        """The next model call, or None when the prompt leaves no room for an answer."""
+        """The next model call, or None when the conversation so far leaves no room for an answer.
+
+        A task whose own prompt leaves none says nothing about the model: that episode failed.
+        """
         room = self.limits.max_sequence_length - len(self.prompt_ids)
+        if room <= 0 and not self.samples:
+            size, limit = len(self.prompt_ids), self.limits.max_sequence_length
+            error = GymError(f"prompt of {size} tokens leaves no room in max_sequence_length {limit}")
+            raise _FailedError(Outcome.ENVIRONMENT_FAILED, error)
         if room <= 0:
             return None
         sampling = msgspec.structs.replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, room))
@@ -224,12 +254,13 @@ class _Episode:
         """Run one tool call and append its output; what the tool refuses is told to the model."""
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         try:
-            text = await self.environment.call(session, name, self._checked_arguments(name, arguments))
+            parsed = self._checked_arguments(name, arguments)
+            text = await self._bounded(self.environment.call(session, name, parsed))
         except ToolError as error:
             self.counts["num_tool_errors"] += 1
             text = error.message
         except Exception as error:
-            raise _FailedError(Outcome.ENVIRONMENT_FAILED, error) from error
+            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
         self.output.append(tool_output_item(call["id"], text))
         return {"role": "tool", "tool_call_id": call["id"], "name": name, "content": text}
 
@@ -254,16 +285,16 @@ class _Episode:
 
     async def _verify(self, session: Any) -> Verdict:
         try:
-            verdict = await self.environment.verify(session, self.task, self.output)
+            verdict = await self._bounded(self.environment.verify(session, self.task, self.output))
             if not math.isfinite(verdict.reward):
                 raise ValueError(f"the verifier's reward is {verdict.reward}")
         except Exception as error:
-            raise _FailedError(Outcome.VERIFIER_FAILED, error) from error
+            raise _FailedError(_outcome_of(error, Outcome.VERIFIER_FAILED), error) from error
         return verdict
 
     async def _close(self, session: Any) -> None:
         try:
-            await self.environment.close(session)
+            await self._bounded(self.environment.close(session))
         except Exception as error:  # the episode is over and judged; what is left is a note in its row
             self.counts["num_close_errors"] = 1
             self.reason = self.reason or f"close failed: {error}"

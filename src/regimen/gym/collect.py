@@ -82,7 +82,9 @@ async def collect_rollouts(
     if len(pairs) != len(tasks) * num_repeats:
         raise UsageError("two tasks have the same index", expected="one index per task")
     store = _Store(output, resume, overwrite, environment.name) if output else None
-    done = store.open(pairs, _identity(seed, renderer, sampling, model_name)) if store else []
+    identity = _identity(seed, renderer, sampling, model_name)
+    ends = _ends(sampling, renderer, limits or Limits(), environment)
+    done = store.open(pairs, identity, {**identity, **ends}) if store else []
     finished = {_pair(row) for row in done}
 
     async def one(pair: Pair, task: Task) -> Row:
@@ -181,20 +183,38 @@ class _Store:
         self._rows: JsonLinesWriter | None = None
         self._failures: JsonLinesWriter | None = None
 
-    def open(self, pairs: dict[Pair, Task], identity: Row) -> list[Row]:
-        """Check and prepare the files; returns the rows of `pairs` that are already there."""
+    def open(self, pairs: dict[Pair, Task], identity: Row, settings: Row) -> list[Row]:
+        """Check and prepare the files; returns the rows of `pairs` that are already there.
+
+        `identity` is what every row tells of its making, `settings` all that must be the same on resuming.
+        """
         files = self.files
         existing = check_output(files.rollouts, resume=self.resume, overwrite=self.overwrite)
         kept: list[Row] = []
         if self.resume:
+            self._check_settings(settings)
             kept = self._resume(pairs, identity)
         else:
             for path in existing:
                 path.unlink()
+        if not (self.resume and existing):
+            _write_json(files.settings, settings)
+        if not self.resume:
             self._write_tasks(pairs, {})
         self._rows = JsonLinesWriter(files.rollouts)
         self._failures = JsonLinesWriter(files.failures)
         return kept
+
+    def _check_settings(self, settings: Row) -> None:
+        """Refuse settings that are not those of the file; collections without it tell theirs in the rows alone."""
+        path = self.files.settings
+        if not path.exists():
+            return
+        try:
+            earlier = cast("object", json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise RunError(f"not JSON ({error})", where=str(path)) from None
+        _refuse_others(cast("Row", earlier) if isinstance(earlier, dict) else {}, settings, str(path))
 
     def _resume(self, pairs: dict[Pair, Task], identity: Row) -> list[Row]:
         self._write_tasks(pairs, {_pair(row): row for row in read_complete_lines(self.files.tasks)})
@@ -235,9 +255,14 @@ class _Store:
     def finish(self, collection: Collection) -> None:
         """Write the aggregate metrics."""
         entries = aggregate_metrics(collection.rows, self.environment, len(collection.failures))
-        temporary = self.files.metrics.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.files.metrics)
+        _write_json(self.files.metrics, entries)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def check_output(output: Path, *, resume: bool, overwrite: bool) -> list[Path]:
@@ -249,7 +274,8 @@ def check_output(output: Path, *, resume: bool, overwrite: bool) -> list[Path]:
             "the output is a folder", where=str(output), expected="the name of a file, like rollouts.jsonl"
         )
     files = files_of(output)
-    existing = [path for path in (files.rollouts, files.tasks, files.failures, files.metrics) if path.exists()]
+    listed = (files.rollouts, files.tasks, files.failures, files.metrics, files.settings)
+    existing = [path for path in listed if path.exists()]
     if existing and not (resume or overwrite):
         raise UsageError(
             "the file exists",
@@ -295,11 +321,25 @@ def _identity(seed: int, renderer: Renderer, sampling: Sampling, model_name: str
     }
 
 
+def _ends(sampling: Sampling, renderer: Renderer, limits: Limits, environment: Environment) -> Row:
+    """What changes episodes and stands in no row."""
+    return {
+        "top_k": sampling.top_k,
+        "stop_ids": sorted(sampling.stop_ids or renderer.stop_ids),
+        "max_turns": limits.max_turns or environment.max_turns,
+        "max_sequence_length": limits.max_sequence_length,
+    }
+
+
 def _check_same(row: Row, identity: Row, where: str) -> None:
     """Refuse to mix rows that were collected otherwise."""
     earlier: Row = {**row.get("responses_create_params", {}), **row.get("regimen", {})}
     earlier["model"] = row.get("response", {}).get("model")
-    for key, value in identity.items():
+    _refuse_others(earlier, identity, where)
+
+
+def _refuse_others(earlier: Row, now: Row, where: str) -> None:
+    for key, value in now.items():
         if key in earlier and earlier[key] != value:
             raise UsageError(
                 f"was collected with {key} {earlier[key]!r}, now it is {value!r}",

@@ -18,21 +18,26 @@ Item = dict[str, Any]
 
 
 class Files(msgspec.Struct, frozen=True):
-    """The four files of a collection."""
+    """The files of a collection."""
 
     rollouts: Path
     tasks: Path
     failures: Path
     metrics: Path
+    settings: Path
 
 
 def files_of(output: Path) -> Files:
-    """The siblings of `X.jsonl`: `X_materialized_inputs.jsonl`, `X_failures.jsonl`, `X_aggregate_metrics.json`."""
+    """`X.jsonl` and its siblings.
+
+    `X_materialized_inputs.jsonl`, `X_failures.jsonl`, `X_aggregate_metrics.json`, and (ours) `X_settings.json`.
+    """
     return Files(
         output,
         output.with_name(f"{output.stem}_materialized_inputs.jsonl"),
         output.with_name(f"{output.stem}_failures.jsonl"),
         output.with_name(f"{output.stem}_aggregate_metrics.json"),
+        output.with_name(f"{output.stem}_settings.json"),
     )
 
 

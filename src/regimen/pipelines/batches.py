@@ -146,8 +146,13 @@ class EpisodeBatches:
         return self.of_rows(played.rows, played.failures)
 
     def of_rows(self, rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> Batch:
-        """Advantages and sequences of played episodes; failures are counted and stay out of every baseline."""
-        episodes = [sequences_of(turns_of(row["response"]["output"])) for row in rows]
+        """Advantages and sequences of played episodes.
+
+        Failures, and episodes in which nothing was sampled, are counted and stay out of every baseline.
+        """
+        num_episodes = len(rows) + len(failures)
+        ledger: Counter[str] = Counter(f"failed:{row['_ng_failure_class']}" for row in failures)
+        rows, episodes = _with_tokens(rows, ledger)
         scores = EpisodeScores(
             reward=np.array([row["reward"] for row in rows], np.float64),
             group=np.array([row["_ng_task_index"] for row in rows], np.int64),
@@ -155,7 +160,6 @@ class EpisodeBatches:
             truncated=np.array([row["regimen"]["outcome"] == Outcome.TRUNCATED for row in rows], bool),
         )
         result = self.algorithm.advantages(scores)
-        ledger: Counter[str] = Counter(f"failed:{row['_ng_failure_class']}" for row in failures)
         everything: list[TrainingSequence] = []
         computed: list[TrainingSequence] = []
         for index, episode in enumerate(episodes):
@@ -166,10 +170,26 @@ class EpisodeBatches:
             ledger[_bucket(bool(result.used[index]), bool(result.has_variance[index]), inert)] += 1
             if result.used[index] and not inert:
                 computed.extend(made)
-        if sum(ledger.values()) != len(rows) + len(failures):
-            raise RunError(f"{dict(ledger)} does not add up to {len(rows) + len(failures)} episodes")
+        if sum(ledger.values()) != num_episodes:
+            raise RunError(f"{dict(ledger)} does not add up to {num_episodes} episodes")
         tokens, count = normalisers(everything)
         return Batch(computed, tokens, count, _figures(scores, result.advantage, rows, len(failures)), ledger)
+
+
+def _with_tokens(
+    rows: list[dict[str, Any]], ledger: Counter[str]
+) -> tuple[list[dict[str, Any]], list[list[TokenSequence]]]:
+    """The episodes in which something was sampled, and their sequences; the ledger takes the others."""
+    kept: list[dict[str, Any]] = []
+    episodes: list[list[TokenSequence]] = []
+    for row in rows:
+        sequences = sequences_of(turns_of(row["response"]["output"]))
+        if any(sequence.num_trained for sequence in sequences):
+            kept.append(row)
+            episodes.append(sequences)
+        else:
+            ledger["no_tokens"] += 1
+    return kept, episodes
 
 
 def _bucket(used: bool, has_variance: bool, inert: bool) -> str:

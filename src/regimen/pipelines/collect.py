@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from regimen.config.schema_loops import CollectConfig, PlayConfig
 from regimen.config.schema_policy import SamplingConfig
 from regimen.errors import ConfigError
@@ -18,11 +20,12 @@ from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits, Renderer
 from regimen.gym.collect import Collection, check_output, collect_rollouts
 from regimen.gym.environment import Environment, Split, Task, load_environment
-from regimen.pipelines.models import resolve_model
+from regimen.pipelines.models import check_length, resolve_model
 from regimen.registry import resolve
 
 OnRow = Callable[[dict[str, Any]], None]
 OnStart = Callable[[int], None]
+IN_PROCESS = frozenset({"transformers", "fake"})  # backends that share this process and its load
 
 
 def collect(
@@ -41,6 +44,8 @@ def collect(
     check_output(Path(config.output), resume=config.resume, overwrite=config.overwrite)
     environment = load_environment(config.environment.name, config.environment.options)
     tasks = tasks_of(environment, config.split, config.num_tasks)
+    if generation is None:
+        check_length(config.model, config.max_sequence_length, "max_sequence_length", trust=config.trust_remote_code)
     renderer = renderer or load_renderer(config)
     if on_start:
         on_start(len(tasks) * config.num_repeats)
@@ -101,8 +106,10 @@ def sampling_of(config: SamplingConfig, renderer: Renderer) -> Sampling:
 
 
 def limits_of(config: PlayConfig) -> Limits:
-    """What ends an episode early."""
-    return Limits(max_turns=config.max_turns, max_sequence_length=config.max_sequence_length)
+    """What ends an episode early. Not the clock where episodes wait for each other's turns in this process."""
+    limits = Limits(max_turns=config.max_turns, max_sequence_length=config.max_sequence_length)
+    in_process = config.generation.backend in IN_PROCESS
+    return msgspec.structs.replace(limits, episode_seconds=None) if in_process else limits
 
 
 async def _collect(

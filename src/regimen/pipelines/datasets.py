@@ -110,7 +110,8 @@ def _row(
     row: dict[str, Any], record: EpisodeRecord | None, config: DatasetConfig, renderer: Renderer, where: str
 ) -> list[TrainingSequence]:
     messages, tools = _sft_messages(row, config, where)
-    return _sequences(messages, tools, record, len(messages), renderer, where)
+    # Without a sidecar nothing tells examples in the prompt from answers: every assistant message trains.
+    return _sequences(messages, tools, record, 0, renderer, where)
 
 
 def _sft_messages(row: dict[str, Any], config: DatasetConfig, where: str) -> tuple[list[Message], list[Message]]:
@@ -149,21 +150,16 @@ def _sequences(
     messages: list[Message],
     tools: list[Message],
     record: EpisodeRecord | None,
-    num_context: int,
+    first_trained: int,
     renderer: Renderer,
     where: str,
 ) -> list[TrainingSequence]:
     if record is not None and record.sequences:
         _check_ids(record, messages, renderer, where)
         return [_training_sequence(sequence) for sequence in record.sequences]
-    first = record.num_prompt_messages if record is not None else min(num_context, _first_answer(messages))
+    first = first_trained if record is None else record.num_prompt_messages
     written = renderer.conversation(messages, tools, first_trained=first)
     return [_training_sequence(sequence) for sequence in written]
-
-
-def _first_answer(messages: list[Message]) -> int:
-    """Without a sidecar nothing tells examples in the prompt from answers: every assistant message trains."""
-    return next((index for index, message in enumerate(messages) if message["role"] == "assistant"), 0)
 
 
 def _training_sequence(sequence: TokenSequence) -> TrainingSequence:

@@ -25,7 +25,7 @@ from regimen.evaluation.compare import Comparison, compare
 from regimen.evaluation.metrics import Score, observation_of, score
 from regimen.evaluation.records import ModelResult, ReportData, StageTime, examples_of
 from regimen.evaluation.report import write_report
-from regimen.pipelines.models import check_models, resolve_model
+from regimen.pipelines.models import check_length, check_models, resolve_model
 from regimen.rollouts.reader import Paths, RolloutReader, checked_paths, read_failures
 from regimen.rollouts.records import Rollout
 
@@ -115,6 +115,8 @@ def evaluate(
     sources = dict(zip(labels_of(names), names, strict=True))
     if open_model is None:
         check_models(names)
+        for name in names:
+            check_length(name, config.max_sequence_length, "max_sequence_length", trust=config.trust_remote_code)
     environment = load_environment(config.environment.name, config.environment.options)
     tasks = tasks_of(environment, config)
     output = Path(config.output)
@@ -318,6 +320,15 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         )
 
 
+def _refuse_begun(output: Path, overwrite: bool) -> None:
+    if (output / SETTINGS_FILE).exists() and not overwrite:
+        raise UsageError(
+            "the folder holds an evaluation that was begun",
+            where=str(output / SETTINGS_FILE),
+            fix="continue it with --resume, replace it with --overwrite, or choose another folder",
+        )
+
+
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"output", "overwrite", "models", "against"})
 
@@ -326,12 +337,13 @@ def _prepare(output: Path, config: EvaluateConfig, sources: dict[str, str], *, r
     """Check the folder, and keep the settings so that a resumed evaluation cannot mix two."""
     if not resume:
         _refuse_existing(output, config.overwrite)
+        _refuse_begun(output, config.overwrite)
     path = output / SETTINGS_FILE
     settings = _settings(config)
     # How many play at once changes no episode.
     settings.pop("concurrency")
     settings["generation"].pop("max_batch_size")
-    now = {"models": sources, "settings": settings}
+    now = {"models": {label: _full_name(name) for label, name in sources.items()}, "settings": settings}
     if resume and path.exists():
         try:
             earlier = msgspec.json.decode(path.read_bytes())
@@ -344,6 +356,11 @@ def _prepare(output: Path, config: EvaluateConfig, sources: dict[str, str], *, r
                 fix="resume with those, or choose another folder",
             )
     _write_json(path, now)
+
+
+def _full_name(name: str) -> str:
+    """The whole path of a model folder; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _write_json(path: Path, record: Any) -> None:

@@ -1,14 +1,16 @@
 """Names of models: a folder, a hub name, or the small model that the quickstart installs.
 
-Refuses a path that holds no model, before a hub is asked for it.
+Refuses a path that holds no model, before a hub is asked for it; sequences longer than a model was made for.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from regimen.errors import UsageError
+from regimen.errors import ConfigError, UsageError
 from regimen.pipelines.small_model import NAME, small_model
 
 
@@ -28,3 +30,38 @@ def check_models(names: Sequence[str]) -> None:
         if (path.exists() or looks_like_path) and not (path / "config.json").is_file():
             seen = "holds no config.json" if path.is_dir() else "is no folder" if path.exists() else "no such folder"
             raise UsageError(seen, where=name, expected="a Hugging Face model folder")
+
+
+def check_length(name: str, length: int, where: str, *, trust: bool = False) -> None:
+    """Raise `ConfigError` when sequences of `length` exceed the positions of the model; no weights are loaded."""
+    limit = _max_positions(_config_of(resolve_model(name), trust))
+    if limit is not None and length > limit:
+        raise ConfigError(
+            f"is {length}, but the model {name} has {limit} positions",
+            where=where,
+            expected=f"at most {limit}",
+            fix=f"set {where}={limit}",
+        )
+
+
+def _config_of(model: str, trust: bool) -> dict[str, Any]:
+    """What config.json says, of a folder or of the hub; {} when it cannot be read: loading will say why."""
+    try:
+        if Path(model).is_dir():
+            return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust).to_dict()
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    """`max_position_embeddings`, or more where the rotary positions are scaled from a smaller number."""
+    config = config.get("text_config") or config
+    limit = config.get("max_position_embeddings")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
+    if limit is not None and original and factor:
+        return max(limit, int(original * factor))
+    return limit

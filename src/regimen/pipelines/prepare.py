@@ -25,7 +25,7 @@ from regimen.gym.agent import Limits
 from regimen.gym.environment import Environment
 from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player, with_reference
 from regimen.pipelines.datasets import Dataset, load_dataset
-from regimen.pipelines.models import resolve_model
+from regimen.pipelines.models import check_length, resolve_model
 from regimen.pipelines.tasks import environment_of, tasks_of_dataset
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.registry import resolve
@@ -48,6 +48,7 @@ class Prepared:
     player: Player | None = None
     validation: Validation | None = None
     ledger: Counter[str] = field(default_factory=Counter)
+    data: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # split -> rows, tokens -> bucket -> count
 
     def close(self) -> None:
         """Free what holds threads or memory."""
@@ -59,6 +60,7 @@ def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepare
     """Load everything a run needs. Raises `ConfigError` for what does not fit together."""
     algorithm = cast("Algorithm", resolve("algorithm", config.algorithm)(config))
     _check_files(config)
+    _check_lengths(config)
     renderer = Renderer.load(
         resolve_model(config.policy.tokenizer_name),
         config.policy.tokenizer.template,
@@ -75,6 +77,12 @@ def _check_files(config: TrainConfig) -> None:
     data = config.data.train
     if data is not None and data.data_path is not None and not Path(data.data_path).is_file():
         raise UsageError("there is no such file", where=data.data_path, fix="check data.train.data_path")
+
+
+def _check_lengths(config: TrainConfig) -> None:
+    """Positions that the model does not have are said before it is loaded."""
+    policy, where = config.policy, "policy.max_total_sequence_length"
+    check_length(policy.model_name, policy.max_total_sequence_length, where, trust=policy.trust_remote_code)
 
 
 def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, for_training: bool) -> Prepared:
@@ -101,7 +109,22 @@ def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, fo
         max_steps=training.max_num_steps,
     )
     validation = None if held_out is None else _row_validation(config, algorithm, held_out)
-    return Prepared(algorithm, renderer, policy, source, validation=validation, ledger=train_rows.buckets)
+    ledger = Counter(train_rows.buckets)
+    data = {"train": _accounts(train_rows)}
+    if held_out is not None:
+        data["validation"] = _accounts(held_out)
+        ledger.update(_validation_buckets(held_out))
+    return Prepared(algorithm, renderer, policy, source, validation=validation, ledger=ledger, data=data)
+
+
+def _accounts(dataset: Dataset) -> dict[str, dict[str, int]]:
+    return {"rows": dict(dataset.buckets), "tokens": dict(dataset.tokens)}
+
+
+def _validation_buckets(held_out: Dataset) -> dict[str, int]:
+    """Every row of the validation file once, under names that no training row has."""
+    used = "trained"  # what a data set calls the rows that it keeps
+    return {("validation" if name == used else f"validation_{name}"): n for name, n in held_out.buckets.items()}
 
 
 def _held_out(config: DatasetConfig, renderer: Renderer, length: int, pairs: bool) -> Dataset | None:
@@ -219,7 +242,11 @@ def _player(config: TrainConfig, environment: Environment, renderer: Renderer) -
             max_new_tokens=generation.max_new_tokens,
             stop_ids=tuple(dict.fromkeys(stops)),
         ),
-        limits=Limits(max_turns=grpo.max_rollout_turns, max_sequence_length=config.policy.max_total_sequence_length),
+        limits=Limits(
+            max_turns=grpo.max_rollout_turns,
+            max_sequence_length=config.policy.max_total_sequence_length,
+            episode_seconds=None,  # the engine shares this machine: its load must not decide how an episode ends
+        ),
         concurrency=config.episodes_per_step,
         model_name=config.policy.model_name,
     )
@@ -232,6 +259,13 @@ def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Va
         return None
     environment = environment_of(config, config.data.validation)
     tasks = tasks_of_dataset(config.data.validation, environment, "validation")[: grpo.max_val_samples]
+    if not tasks:
+        raise ConfigError(
+            "there are no validation tasks",
+            where="data.validation",
+            expected="at least 1",
+            fix="check data.validation.num_tasks and grpo.max_val_samples, or leave data.validation out",
+        )
     sampling = msgspec.structs.replace(
         player.sampling,
         temperature=_either(generation.val_temperature, generation.temperature),
@@ -253,7 +287,8 @@ def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Va
         output = folder / "rollouts" / f"validation_{step}.jsonl"
         output.parent.mkdir(parents=True, exist_ok=True)
         played = judge.play(tasks, grpo.val_num_generations_per_prompt, grpo.seed, 0, output)
-        return {"reward": played.mean_reward or 0.0, "num_failed": float(len(played.failures))}
+        reward = math.nan if played.mean_reward is None else played.mean_reward
+        return {"reward": reward, "num_failed": float(len(played.failures))}
 
     return validate
 

@@ -1,7 +1,7 @@
 """The quickstart: the whole loop on one computer with the small model, by the pipelines and files of the commands.
 
 In: a folder. Out: every stage's files in it, a `Quickstart` and report.html. Each stage is what a person would type
-(`COMMANDS` in the README): the same shipped configurations, with the folder put in.
+(docs/quickstart.md, "By hand"): the same shipped configurations, with the folder put in.
 Four models come out of the same base: rejection-sampled SFT, GRPO after it (the recommended path), GRPO alone, DPO.
 The test tasks are looked at once, at the end, by all of them. `smoke` is the same path on fewer tasks and steps.
 Refuses: a folder in use, unless asked to replace it.
@@ -9,6 +9,7 @@ Refuses: a folder in use, unless asked to replace it.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -74,7 +75,9 @@ class Quickstart:
     def __str__(self) -> str:
         console = Console(width=100)
         with console.capture() as capture:
-            console.print(terminal_table(self.evaluation.models, title="unseen test tasks, temperature 0.7"))
+            temperature = self.evaluation.settings["generation"]["temperature"]
+            title = f"unseen test tasks, temperature {temperature:g}"
+            console.print(terminal_table(self.evaluation.models, title=title))
         total = sum(self.seconds.values())
         stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         return f"{capture.get()}{total / 60:.1f} minutes: {stages}\nreport: {self.folder / 'report.html'}"
@@ -112,6 +115,7 @@ class _Loop:
         started = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - started
+        gc.collect()  # models hold cycles: without this, the memory of one stage is still there in the next
 
     def shortened(self, name: str) -> list[str]:
         return SMOKE.get(name, []) if self.smoke else []

@@ -1,16 +1,18 @@
 """A run's folder: what was asked, with which versions, what came out, and where to go on from.
 
     config.yaml      the resolved configuration            versions.json    Python, packages, git revision
+    data.json        digests of the data files
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
     step_N/          a Hugging Face model folder with training_info.json; the latest also with training_state.pt
     model/           the model to use: the best by the configured metric, else the last
 
 A checkpoint appears whole or not at all. Refuses: a fresh run into the folder of another; resuming what was not begun,
-or with another configuration.
+or with another configuration or other data.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from regimen.errors import RunError, UsageError
 
 INFO_FILE = "training_info.json"
@@ -33,7 +37,7 @@ _PACKAGES = ("regimen-rl", "torch", "transformers", "numpy", "msgspec", "pydanti
 
 
 class RunFolder:
-    """See the module. `start_step` is the number of steps that are done."""
+    """See the module. `start_step` is the number of steps that are done, `is_finished` that these are all."""
 
     def __init__(self, folder: Path, config_text: str, *, resume: bool) -> None:
         self.path = folder
@@ -41,6 +45,8 @@ class RunFolder:
         self.resume = resume
         self.start_step = 0
         self.checkpoint: Path | None = None
+        self.is_finished = False
+        self.data = digests_of(config_text)
         config_path = folder / "config.yaml"
         if not resume:
             if config_path.exists():
@@ -58,6 +64,7 @@ class RunFolder:
                 fix="resume with the same configuration and overrides, or start a new run in another folder",
             )
         else:
+            self._check_data()
             self._find_checkpoint()
 
     def open(self) -> None:
@@ -65,14 +72,35 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         _clear_unfinished(self.path)
         write_text(self.path / "config.yaml", self.config_text)
+        write_text(self.path / "data.json", json.dumps(self.data, indent=2) + "\n")
         write_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
+    def _check_data(self) -> None:
+        path = self.path / "data.json"
+        if not path.exists():
+            return
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"not JSON ({error})", where=str(path)) from None
+        changed = sorted(name for name in {*earlier, *self.data} if earlier.get(name) != self.data.get(name))
+        if changed:
+            raise UsageError(
+                "the data is not what the run was begun with",
+                where=changed[0],
+                fix="put the earlier file back, or start a new run in another folder",
+            )
+
     def _find_checkpoint(self) -> None:
-        steps = [path for path in checkpoints(self.path) if (path / STATE_FILE).is_file()]
-        if steps:
+        every = checkpoints(self.path)
+        steps = [path for path in every if (path / STATE_FILE).is_file()]
+        if every and _is_last(every[-1]):  # nothing is left to train, so no state is needed
+            self.checkpoint, self.is_finished = every[-1], True
+            self.start_step = step_of(self.checkpoint)
+        elif steps:
             self.checkpoint = steps[-1]
             self.start_step = step_of(self.checkpoint)
-        elif checkpoints(self.path):
+        elif every:
             raise UsageError(
                 "its checkpoints hold no training state",
                 where=str(self.path),
@@ -129,6 +157,34 @@ def _ranked(steps: list[Path], higher_is_better: bool) -> list[Path]:
         return value, step_of(path)
 
     return sorted(steps, key=key, reverse=True)
+
+
+def _is_last(checkpoint: Path) -> bool:
+    """Whether the checkpoint is that of a run's final step."""
+    info = json.loads((checkpoint / INFO_FILE).read_text(encoding="utf-8"))
+    return info.get("total_steps") is not None and info["total_steps"] == info.get("step")
+
+
+def digests_of(config_text: str) -> dict[str, str | None]:
+    """SHA-256 of the data files that a configuration names and of the token files beside them; None: no file."""
+    data = (yaml.safe_load(config_text) or {}).get("data") or {}
+    digests: dict[str, str | None] = {}
+    for name in ("train", "validation"):
+        given = (data.get(name) or {}).get("data_path")
+        if given is not None:
+            path = Path(given.replace("\\${", "${"))  # as written by `config.dump`
+            digests[str(path)] = _digest(path)
+            sidecar = path.with_name(f"{path.stem}.sidecar.jsonl")
+            if sidecar.is_file():
+                digests[str(sidecar)] = _digest(sidecar)
+    return digests
+
+
+def _digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:

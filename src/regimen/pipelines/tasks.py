@@ -6,6 +6,7 @@ In: a data set's section. Out: an environment and its tasks. Refuses: data witho
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,37 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
         if wanted not in SPLITS:
             raise ConfigError(f"unknown split {wanted!r}", where="data.train.split", expected=", ".join(SPLITS))
         return environment.tasks(wanted, dataset.num_tasks)
-    rows = _read_rows(Path(dataset.data_path or ""))
-    return [Task(int(row.get("_ng_task_index", index)), row) for index, row in enumerate(rows)][: dataset.num_tasks]
+    path = Path(dataset.data_path or "")
+    return _indexed(path, _read_rows(path))[: dataset.num_tasks]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
+    """Tasks by their rows' indices, which group episodes and so must differ; rows without one get those left."""
+    lines: dict[int, int] = {}
+    for number, row in rows.items():
+        index = row.get("_ng_task_index")
+        if index is None:
+            continue
+        if type(index) is not int:
+            raise ConvertError(f"_ng_task_index is {index!r}", where=f"{path}:{number}", expected="a whole number")
+        if index in lines:
+            raise ConvertError(
+                f"lines {lines[index]} and {number} both are task {index}",
+                where=str(path),
+                expected="an _ng_task_index of its own for each task",
+                fix="remove one, or convert the rollouts of each environment by themselves",
+            )
+        lines[index] = number
+    free = (index for index in count() if index not in lines)
+    own = {number: index for index, number in lines.items()}
+    return [Task(own[number] if number in own else next(free), row) for number, row in rows.items()]
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows by line, counted from 1."""
     if not path.is_file():
         raise UsageError("there is no such file", where=str(path), fix="check data.train.data_path")
-    rows: list[dict[str, Any]] = []
+    rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -56,14 +80,14 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             raise ConvertError(f"not JSON ({error})", where=f"{path}:{number}") from None
         if not isinstance(row, dict) or "responses_create_params" not in row:
             raise ConvertError("not a task row", where=f"{path}:{number}", expected="responses_create_params")
-        rows.append(row)
+        rows[number] = row
     if not rows:
         raise UsageError("the file holds no task", where=str(path))
     return rows
 
 
 def _environment_of_rows(path: Path) -> str:
-    names = {str((row.get("agent_ref") or {}).get("name")) for row in _read_rows(path)}
+    names = {str((row.get("agent_ref") or {}).get("name")) for row in _read_rows(path).values()}
     if len(names) != 1 or "None" in names:
         raise ConfigError(
             f"the rows name {', '.join(sorted(names))}",

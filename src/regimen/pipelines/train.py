@@ -8,6 +8,7 @@ seed and step, so a run that was killed continues to the same result.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections import Counter
@@ -24,10 +25,10 @@ from regimen.algorithms.base import Algorithm
 from regimen.config import check_runnable
 from regimen.config.load import dump
 from regimen.config.schema import TrainConfig
-from regimen.errors import RunError
+from regimen.errors import ConfigError, RunError
 from regimen.pipelines.batches import Agreement, Batch, with_reference
 from regimen.pipelines.prepare import Prepared, logprobs_of, prepare
-from regimen.pipelines.run import STATE_FILE, RunFolder, listening_for_stop, publish_model
+from regimen.pipelines.run import INFO_FILE, STATE_FILE, RunFolder, listening_for_stop, publish_model, write_text
 from regimen.pipelines.show import show_first_batch
 from regimen.policy.base import LossOutput, StepResult, Supervision
 from regimen.policy.checkpoint import load_state, save_state
@@ -85,6 +86,8 @@ def train(
     run = RunFolder(folder, dump(config), resume=resume)
     prepared = prepare(config, folder, for_training=True)
     run.open()
+    if prepared.data:
+        write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
     trainer = _Trainer(config, run, prepared, progress or _silent)
     try:
         return trainer.run_all()
@@ -149,6 +152,10 @@ class _Trainer:
         checkpoint = self.run.checkpoint
         if checkpoint is None:
             return 0
+        if self.run.is_finished and not (checkpoint / STATE_FILE).is_file():  # only the model is left to publish
+            info = json.loads((checkpoint / INFO_FILE).read_text(encoding="utf-8"))
+            self.ledger, self.latest = Counter(info["ledger"]), dict(info["metrics"])
+            return self.run.start_step
         state = load_state(checkpoint / STATE_FILE)
         self.policy.load_state(state["policy"])
         self.ledger = Counter(state["ledger"])
@@ -216,7 +223,19 @@ class _Trainer:
     def _validate(self, step: int, tracker: TrackerGroup) -> None:
         if self.prepared.validation is not None and step != self.last_validated:
             self.last_validated = step
-            self._log(step, self.prepared.validation(self.policy, step), "validation", tracker)
+            metrics = self.prepared.validation(self.policy, step)
+            self._check_metric(metrics)
+            self._log(step, metrics, "validation", tracker)
+
+    def _check_metric(self, metrics: dict[str, float]) -> None:
+        """Checkpoints cannot be ranked by what validation does not measure."""
+        wanted = self.config.checkpoint_metric
+        if self.config.checkpointing.enabled and wanted and wanted[0] == "val" and wanted[1] not in metrics:
+            raise ConfigError(
+                f"validation gives no {wanted[1]!r}",
+                where="checkpointing.metric_name",
+                expected=f"one of {', '.join(f'val:{name}' for name in metrics)}",
+            )
 
     def _log(self, step: int, metrics: dict[str, float], prefix: str, tracker: TrackerGroup) -> None:
         tracker.log(step, metrics, prefix)
@@ -228,11 +247,7 @@ class _Trainer:
 
     def _save(self, step: int, *, with_state: bool) -> None:
         settings = self.config.checkpointing
-        wanted = self.config.checkpoint_metric
-        metric = None
-        if wanted is not None:
-            prefix = "validation" if wanted[0] == "val" else wanted[0]
-            metric = self.latest.get(f"{prefix}/{wanted[1]}")
+        metric = self._metric(step)
         state: dict[str, Any] = {"ledger": dict(self.ledger), "metrics": self.latest}
 
         def write(folder: Path) -> None:
@@ -244,11 +259,20 @@ class _Trainer:
         self.run.save(
             step,
             write,
-            {"metric": metric, "metrics": self.latest},
+            {"metric": metric, "total_steps": self.prepared.source.total_steps, **state},
             keep=settings.keep_top_k,
             higher_is_better=settings.higher_is_better,
         )
         self.saved_step = step
+
+    def _metric(self, step: int) -> float | None:
+        """What ranks the checkpoint of `step`: a figure of validation only where that was of this very step."""
+        wanted = self.config.checkpoint_metric
+        if wanted is None:
+            return None
+        if wanted[0] != "val":
+            return self.latest.get(f"{wanted[0]}/{wanted[1]}")
+        return self.latest.get(f"validation/{wanted[1]}") if self.last_validated == step else None
 
     def _publish(self, finished: bool) -> Path | None:
         if not finished or not self.config.checkpointing.enabled:

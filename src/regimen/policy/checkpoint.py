@@ -1,6 +1,7 @@
 """Model folders and training state on disk: Hugging Face folders and safe tensors, written under a temporary name.
 
 In: a model, training state. Out: files that appear whole or not at all. Refuses: pickled code (`weights_only`).
+A disk that is full is a `RunError`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from regimen.errors import RunError
 
@@ -24,12 +28,23 @@ def save_model(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     own_dtype = model.config.dtype  # type: ignore[union-attr]
     try:
-        model.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
+        with _writing(folder):
+            model.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
         _name_dtype(temporary / "config.json", dtype)
         _replace_folder(temporary, folder)
     finally:
         model.config.dtype = own_dtype  # type: ignore[union-attr]
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Torch and safetensors report a full disk in their own ways: one line instead."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"cannot be written ({reason})", where=str(path), fix="free space on the disk") from error
 
 
 def _name_dtype(path: Path, dtype: torch.dtype) -> None:
@@ -43,7 +58,8 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     """Write training state (tensors and plain values) whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        torch.save(state, temporary)
+        with _writing(path):
+            torch.save(state, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -48,6 +48,7 @@ class LocalPolicy:
         self.options = options
         self.model = model
         self.device = next(model.parameters()).device
+        _require_decoder(model)
         _refuse_dropout(model)
         refuse_unsupported(model.config)
         model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
@@ -205,5 +206,14 @@ def _refuse_dropout(model: torch.nn.Module) -> None:
         raise PolicyError(
             f"the model has dropout ({', '.join(active[:3]) or f'attention_dropout={attention}'})",
             expected="0: log-probabilities of one policy must not be random",
-            fix="set policy.hf_config_overrides.attention_dropout=0",
+            fix=f"set {'its dropout' if active else 'attention_dropout'} to 0 in the model's config.json",
+        )
+
+
+def _require_decoder(model: torch.nn.Module) -> None:
+    """The forest goes through the layers below `model.model`, as Llama and its relatives name them."""
+    if not isinstance(getattr(model, "model", None), torch.nn.Module):
+        raise PolicyError(
+            f"a {type(model).__name__} has no `model` that holds its layers",
+            expected="a decoder built like Llama, Qwen or SmolLM",
         )

@@ -27,6 +27,8 @@ def sft(*overrides: str) -> TrainConfig:
         ("policy.generation.top_k=50", "policy.generation.top_k", "expected null"),
         ("policy.generation.max_new_tokens=513", "policy.generation.max_new_tokens", "at most policy.max_total"),
         ("policy.generation.backend=vllm", "policy.generation.backend", "set policy.generation.backend=transformers"),
+        ("policy.generation.backend=fake", "policy.generation.backend", "is for tests"),
+        ("data.max_input_seq_length=256", "data.max_input_seq_length", "at least policy.max_total_sequence_length (51"),
         ("policy.generation.backend=transformer", "policy.generation.backend", "did you mean 'transformers'?"),
         ("~policy.generation", "policy.generation", "is missing"),
         ("loss_fn.ratio_clip_c=1.0", "loss_fn.ratio_clip_c", "expected greater than 1"),
@@ -113,6 +115,32 @@ def test_what_loads_but_cannot_run_is_refused_by_name():
 def test_sft_refusals(override: str, expected: str):
     with pytest.raises(ConfigError, match=expected):
         sft(override)
+
+
+def test_a_generator_less_precise_than_a_float32_policy_is_refused():
+    assert grpo("policy.generation.precision=float32").policy.precision == "bfloat16"
+    grpo("policy.precision=float32", "policy.generation.precision=float32")
+    with pytest.raises(ConfigError, match=r"^policy\.generation\.precision.* is bfloat16, but policy\.precision"):
+        grpo("policy.precision=float32", "policy.generation.precision=bfloat16")
+
+
+def test_input_lengths_that_bound_nothing_are_accepted():
+    for value in ("null", "1024", "4096"):
+        sft(f"data.max_input_seq_length={value}")
+    sft("policy.max_total_sequence_length=4096")  # the shipped limit follows
+
+
+def test_splits_of_files_are_refused():
+    validation = ["data.validation.dataset_name=openai_format", "data.validation.data_path=v", "sft.val_period=5"]
+    sft(*validation, "data.train.split=train", "data.validation.split=validation")
+    with pytest.raises(ConfigError, match=r"^data\.train\.split.*'test', but openai_format reads its file whole"):
+        sft("data.train.split=test")
+    assert grpo("data.train.split=validation").data.train
+
+
+def test_keys_of_rows_and_batches_without_effect_are_noted():
+    notes = sft("data.train.seed=3", "sft.val_micro_batch_size=4").notes
+    assert [note.rpartition(": ")[2] for note in notes][:2] == ["sft.val_micro_batch_size", "data.train.seed"]
 
 
 def test_the_fix_for_missing_validation_data_works():

@@ -141,3 +141,15 @@ def test_paths_are_quoted(episodes):
     path = quoted_paths(["my runs/a.jsonl", "b.jsonl"])
     found = plan(episodes(*RARE), path)
     assert found.steps[0].commands[0] == "regimen convert 'my runs/a.jsonl' b.jsonl --to sft --out sft_data"
+
+
+def test_the_grpo_command_plays_as_many_turns_as_the_rollouts_have(episodes):
+    call = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
+    reply = {"type": "function_call_output", "call_id": "c", "output": "3"}
+    answer = {"role": "assistant", "content": "3"}
+    short = episodes([1, 0], [1, 0], output=[answer])
+    long = episodes([1, 0], [1, 0], output=[call, reply, call, reply, answer])
+    step = {step.action: step for step in plan([*short, *long]).steps}["grpo"]
+    assert step.commands[1].endswith("data.validation.data_path=grpo_data/val.jsonl grpo.max_rollout_turns=3")
+    single = {step.action: step for step in plan(short).steps}["grpo"]
+    assert "max_rollout_turns" not in single.commands[1]

@@ -119,6 +119,28 @@ def test_a_finished_evaluation_is_not_overwritten_unasked(tmp_path):
     play(tmp_path, overwrite=True)
 
 
+def test_an_evaluation_that_was_begun_is_refused_before_anything_is_written(tmp_path):
+    play(tmp_path)
+    out = tmp_path / "out"
+    (out / "evaluation.json").unlink()  # as when it was killed
+    before = (out / "settings.json").read_bytes()
+    with pytest.raises(UsageError, match=r"begun.*--resume"):
+        play(tmp_path, seed=9)
+    assert (out / "settings.json").read_bytes() == before
+    play(tmp_path, resume=True)
+
+
+def test_resuming_compares_whole_paths(tmp_path, monkeypatch):
+    skill = {"m/new": right, "m/old": right}
+    for home in ("a", "b"):
+        (tmp_path / home / "m" / "new").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    play(tmp_path, skill=skill)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UsageError, match="other models or settings"):
+        play(tmp_path, skill=skill, resume=True)
+
+
 def test_resuming_plays_only_what_is_missing(tmp_path):
     seen = []
     play(tmp_path)

@@ -137,6 +137,15 @@ async def test_truncated_episodes_are_verified_all_the_same(
     assert row["response"]["incomplete_details"] == {"reason": reason}
 
 
+async def test_a_prompt_without_room_for_an_answer_is_a_failure_and_no_zero(environment, renderer, say):
+    row = await run(environment, say("6"), renderer, limits=Limits(max_sequence_length=5))
+    assert "reward" not in row
+    assert row["_ng_failure_class"] == "environment_failed"
+    reason = "prompt of 5 tokens leaves no room in max_sequence_length 5"
+    assert row["regimen"]["reason"] == row["_ng_failure_message"] == reason
+    assert environment.open_sessions == 0
+
+
 async def test_room_limits_the_new_tokens(environment, renderer, say):
     generation = say("6")
     await run(environment, generation, renderer, limits=Limits(max_sequence_length=12))
@@ -194,6 +203,21 @@ async def test_slow_episode_times_out(environment, renderer, say, call, monkeypa
     row = await run(environment, say(call(value=1)), renderer, limits=Limits(episode_seconds=0.05))
     assert (row["regimen"]["outcome"], row["regimen"]["reason"]) == ("timed_out", "longer than 0.05 seconds")
     assert environment.open_sessions == 0
+
+
+async def test_a_call_that_hangs_ends_its_episode_without_an_episode_limit(
+    environment, renderer, say, call, monkeypatch
+):
+    async def slow(*_: Any) -> str:
+        await asyncio.sleep(30)
+        return "late"
+
+    monkeypatch.setattr(environment, "call", slow)
+    limits = Limits(episode_seconds=None, call_seconds=0.05)
+    row = await run(environment, say(call(value=1)), renderer, limits=limits)
+    assert row["regimen"]["outcome"] == "timed_out"
+    assert "longer than 0.05 seconds" in row["regimen"]["reason"]
+    assert "reward" not in row
 
 
 async def test_a_timeout_of_the_environments_own_is_its_failure(environment, renderer, say, call, monkeypatch):

@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from regimen.errors import GymError, RolloutError, UsageError
 from regimen.generation.base import Sampling
 from regimen.generation.fake import FakeGeneration
+from regimen.gym.agent import Limits
 from regimen.gym.collect import Collection, collect_rollouts, read_complete_lines
 from regimen.rollouts.reader import RolloutReader, read_failures
 
@@ -129,6 +131,32 @@ async def test_resume_refuses_other_settings(environment, renderer, parrot, tmp_
     await collect(environment, parrot, renderer, output=output)
     with pytest.raises(UsageError, match=text):
         await collect(environment, parrot, renderer, output=output, resume=True, **settings)
+
+
+LIMITS = Limits(max_turns=4, max_sequence_length=4096)
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"top_k": 5}, "top_k None, now it is 5"),
+        ({"stop_ids": (7,)}, "stop_ids"),
+        ({"limits": Limits(max_turns=2)}, "max_turns"),
+        ({"limits": Limits(max_turns=4, max_sequence_length=99)}, "max_sequence_length 4096, now it is 99"),
+    ],
+)
+async def test_resume_refuses_what_no_row_tells(environment, renderer, parrot, tmp_path, settings, text):
+    output, tasks = tmp_path / "r.jsonl", environment.tasks("train", 3)
+    parts = (tasks, 2, environment, parrot, renderer)
+    await collect_rollouts(*parts, SAMPLING, output=output, limits=LIMITS)
+    limits = settings.pop("limits", LIMITS)
+    sampling = msgspec.structs.replace(SAMPLING, **settings)
+    with pytest.raises(UsageError, match=text):
+        await collect_rollouts(*parts, sampling, output=output, limits=limits, resume=True)
+    (tmp_path / "r_settings.json").unlink()  # an older collection: its rows are all there is to compare
+    found = await collect_rollouts(*parts, sampling, output=output, limits=limits, resume=True)
+    assert found.num_resumed == 6
+    assert not (tmp_path / "r_settings.json").exists()
 
 
 async def test_resume_refuses_other_tasks(environment, renderer, parrot, tmp_path):

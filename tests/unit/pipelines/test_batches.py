@@ -140,6 +140,15 @@ def test_failures_are_in_no_baseline_and_every_episode_in_one_bucket(tmp_path: P
     assert batch.metrics["groups_with_variance"] == 0.5
 
 
+def test_an_episode_in_which_nothing_was_sampled_has_a_bucket_of_its_own(tmp_path: Path) -> None:
+    silent = {**episode(0, 0.0), "response": {"output": []}}
+    rows = [episode(0, 1.0), silent, episode(0, 0.5), episode(1, 1.0), silent | {"_ng_task_index": 1}]
+    batch = source(tmp_path, rows, [failure(0)]).batch(0)
+    assert batch.ledger == {"trained": 2, "zero_variance": 1, "no_tokens": 2, "failed:timed_out": 1}
+    assert [sequence.advantage[0] for sequence in batch.sequences] == [0.5, -0.5]  # not in the baseline
+    assert batch.metrics["reward"] == pytest.approx(2.5 / 3)
+
+
 def test_what_has_no_gradient_still_counts_in_the_normalisers(tmp_path: Path) -> None:
     rows = [episode(0, 1.0), episode(0, 0.0), episode(1, 1.0, size=4), episode(1, 1.0, size=5)]
     batch = source(tmp_path, rows).batch(0)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from regimen.config.load import load_collect_config
+from regimen.config.schema_policy import SamplingConfig
 from regimen.errors import ConfigError, UsageError
 from regimen.generation.fake import FakeGeneration
 from regimen.gym.agent import Limits
@@ -95,4 +96,10 @@ def test_settings_reach_the_sampler_and_the_limits(tmp_path):
     )
     sampling = sampling_of(config.generation, LetterRenderer())
     assert (sampling.temperature, sampling.top_k, sampling.max_new_tokens, sampling.stop_ids) == (0.5, 3, 256, (0, 5))
-    assert limits_of(config) == Limits(max_turns=2, max_sequence_length=2048)
+    assert limits_of(config) == Limits(max_turns=2, max_sequence_length=2048, episode_seconds=None)
+
+
+def test_the_clock_ends_no_episode_of_an_engine_in_this_process(tmp_path):
+    assert limits_of(config_in(tmp_path)).episode_seconds is None
+    elsewhere = config_in(tmp_path).model_copy(update={"generation": SamplingConfig(backend="a_server")})
+    assert limits_of(elsewhere).episode_seconds == 600.0

@@ -159,6 +159,14 @@ def test_pairs(renderer: Renderer, tmp_path: Path, name: str, row: dict[str, Any
         assert trained(renderer, rejected) == ["five<|im_end|>"]
 
 
+@pytest.mark.parametrize("name, row", [("BinaryPreferenceDataset", BINARY), ("PreferenceDataset", RANKED)])
+def test_pairs_train_only_the_completion(renderer: Renderer, tmp_path: Path, name: str, row: dict[str, Any]) -> None:
+    key = "prompt" if "prompt" in row else "context"
+    shown = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}, USER]
+    [example] = load(write(tmp_path, [{**row, key: shown}]), renderer, name=name).examples
+    assert [trained(renderer, side) for side in example.sequences] == [["4<|im_end|>"], ["five<|im_end|>"]]
+
+
 def test_pairs_with_sampled_ids(renderer: Renderer, tmp_path: Path) -> None:
     sides = {
         "chosen": record(renderer, [([5, 6, 1], [(1, 3)])]),

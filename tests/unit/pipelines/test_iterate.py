@@ -248,7 +248,7 @@ def test_resuming_needs_a_loop_and_the_same_settings(base: Path):
         iterate(config_of(base), resume=True)
     iterate(config_of(base, "rounds=1"), stages=FakeStages([0.5]).stages())
     with pytest.raises(UsageError, match="begun with other settings"):
-        iterate(config_of(base, "rounds=1", "collect.num_repeats=2"), resume=True)
+        iterate(config_of(base, "rounds=1", "collect.num_repeats=3"), resume=True)
     other_batches = config_of(base, "rounds=1", "collect.concurrency=2", "evaluate.generation.max_batch_size=3")
     assert iterate(other_batches, resume=True, stages=FakeStages([0.5]).stages()).kept == 1
 

@@ -28,6 +28,7 @@ def save(
     metric: float | None = None,
     *,
     keep: int | None = 1,
+    total: int | None = None,
     higher: bool = True,
     state: bool = True,
 ) -> None:
@@ -37,7 +38,7 @@ def save(
         if state:
             (folder / STATE_FILE).write_text("state")
 
-    run.save(step, write, {"metric": metric}, keep=keep, higher_is_better=higher)
+    run.save(step, write, {"metric": metric, "total_steps": total}, keep=keep, higher_is_better=higher)
 
 
 def names(folder: Path) -> list[str]:
@@ -97,7 +98,7 @@ def test_a_failed_save_leaves_no_checkpoint_and_the_next_open_clears_it(tmp_path
     assert names(run.path) == ["step_1"]
     resumed = opened(run.path, resume=True)
     assert resumed.start_step == 1
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "step_1", "versions.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "data.json", "step_1", "versions.json"]
 
 
 def test_where_a_run_goes_on(tmp_path: Path) -> None:
@@ -124,6 +125,37 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (folder / "step_final" / INFO_FILE).write_text("{}")
     with pytest.raises(RunError, match="not a checkpoint"):
         checkpoints(folder)
+
+
+def test_a_finished_run_needs_no_training_state(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = opened(folder)
+    save(run, 1, state=False, total=2)
+    with pytest.raises(UsageError, match="no training state"):
+        RunFolder(folder, CONFIG, resume=True)
+    save(run, 2, state=False, total=2)
+    resumed = RunFolder(folder, CONFIG, resume=True)
+    assert (resumed.is_finished, resumed.start_step, resumed.checkpoint) == (True, 2, folder / "step_2")
+
+
+def test_resuming_with_changed_data_is_refused(tmp_path: Path) -> None:
+    folder, data = tmp_path / "run", tmp_path / "a${b}.jsonl"
+    data.write_text("{}\n")
+    escaped = str(data).replace("${", "\\${")  # as `config.dump` writes it
+    config = f"data:\n  train:\n    data_path: {escaped}\n  validation: null\n"
+    RunFolder(folder, config, resume=False).open()
+    RunFolder(folder, config, resume=True)
+    sidecar = tmp_path / "a${b}.sidecar.jsonl"
+    sidecar.write_text("{}\n")
+    with pytest.raises(UsageError, match=r"sidecar\.jsonl: the data is not"):
+        RunFolder(folder, config, resume=True)
+    sidecar.unlink()
+    data.write_text("{ }\n")
+    with pytest.raises(UsageError, match="the data is not what the run was begun with"):
+        RunFolder(folder, config, resume=True)
+    data.unlink()
+    with pytest.raises(UsageError, match="the data is not"):
+        RunFolder(folder, config, resume=True)
 
 
 def test_nothing_is_made_before_the_run_is_opened(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from regimen.errors import RunError
 from regimen.policy import checkpoint
@@ -38,6 +39,23 @@ def test_a_failed_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest
         save_state({"step": 2}, path)
     assert load_state(path) == {"step": 1}
     assert names(tmp_path) == ["state.pt"]
+
+
+def test_a_full_disk_is_one_line(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device\nC++ frames")
+
+    def full_disk_of_tensors(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: IoError(No space left on device)")
+
+    model = tiny.tiny_model()
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    monkeypatch.setattr(model, "save_pretrained", full_disk_of_tensors)
+    with pytest.raises(RunError, match=r"state\.pt: cannot be written \(.*No space left on device\)"):
+        save_state({"step": 2}, tmp_path / "state.pt")
+    with pytest.raises(RunError, match=r"model: cannot be written \(.*No space left"):
+        save_model(model, tmp_path / "model", torch.float32)
+    assert names(tmp_path) == []
 
 
 class _Evil:

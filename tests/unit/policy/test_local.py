@@ -164,12 +164,20 @@ def test_a_policy_for_reading_cannot_train(tiny: ModuleType) -> None:
 
 
 def test_dropout_is_refused(tiny: ModuleType) -> None:
-    with pytest.raises(PolicyError, match="dropout"):
+    with pytest.raises(PolicyError, match=r"set attention_dropout to 0 in the model's config\.json"):
         LocalPolicy(tiny.tiny_model(attention_dropout=0.1), options())
     model = tiny.tiny_model()
     model.extra = torch.nn.Dropout(0.2)
     with pytest.raises(PolicyError, match="extra"):
         LocalPolicy(model, options())
+
+
+def test_a_model_with_other_names_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    with pytest.raises(PolicyError, match="a GPT2LMHeadModel has no `model`"):
+        LocalPolicy(GPT2LMHeadModel(config), options())
 
 
 def test_activation_checkpointing_changes_no_number(tiny: ModuleType) -> None:

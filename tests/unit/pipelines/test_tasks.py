@@ -1,0 +1,49 @@
+"""Tasks of a file: each has an index of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regimen.config.schema_data import DatasetConfig
+from regimen.errors import ConvertError
+from regimen.gym.environment import Task, load_environment
+from regimen.pipelines.tasks import tasks_of_dataset
+
+
+def tasks_in(folder: Path, *indices: Any) -> list[Task]:
+    """The tasks of a file with these indices; "blank" is a blank line, "none" a row without the field."""
+    rows = [{"responses_create_params": {"input": str(place)}} for place in range(len(indices))]
+    lines: list[str] = []
+    for index, row in zip(indices, rows, strict=True):
+        stamped = row if index == "none" else {**row, "_ng_task_index": index}
+        lines.append("" if index == "blank" else json.dumps(stamped))
+    path = folder / "tasks.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    config = DatasetConfig(dataset_name="NemoGymDataset", data_path=str(path), env_name="calculator")
+    return tasks_of_dataset(config, load_environment("calculator"), "train")
+
+
+def test_indices_are_those_of_the_rows_or_their_places(tmp_path: Path) -> None:
+    assert [task.index for task in tasks_in(tmp_path, 7, 3)] == [7, 3]
+    assert [task.index for task in tasks_in(tmp_path, "none", "none", None)] == [0, 1, 2]
+
+
+def test_rows_without_an_index_take_none_that_another_row_has(tmp_path: Path) -> None:
+    tasks = tasks_in(tmp_path, "none", 0, "none", 2)
+    assert [task.index for task in tasks] == [1, 0, 3, 2]
+    assert [task.row["responses_create_params"]["input"] for task in tasks] == ["0", "1", "2", "3"]
+
+
+def test_two_tasks_of_one_index_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="lines 1 and 4 both are task 5"):
+        tasks_in(tmp_path, 5, 6, "blank", 5)
+
+
+@pytest.mark.parametrize("index", ["5", 1.5, True])
+def test_an_index_is_a_whole_number(tmp_path: Path, index: Any) -> None:
+    with pytest.raises(ConvertError, match="_ng_task_index"):
+        tasks_in(tmp_path, 0, index)
