@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LABELS = ["smollm2-135m-instruct", "sft", "sft_grpo", "grpo", "dpo"]  # the base, then what was trained
+LABELS = ["smollm2-135m-instruct", "sft_grpo", "grpo", "dpo"]  # the base, then what was trained
 
 
 def main(folder: Path) -> int:

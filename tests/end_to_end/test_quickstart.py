@@ -31,7 +31,7 @@ def test_grpo_alone_gains_at_least_30_points(finished: tuple[Path, dict[str, Any
     assert finished[1]["grpo"]["difference"] >= 0.30
 
 
-@pytest.mark.parametrize("name", ["sft", "sft_grpo", "grpo", "dpo"])
+@pytest.mark.parametrize("name", ["sft_grpo", "grpo", "dpo"])
 def test_every_model_is_better_and_its_interval_excludes_zero(finished: tuple[Path, dict[str, Any]], name: str) -> None:
     model = finished[1][name]
     assert model["difference"] > 0

@@ -2,7 +2,8 @@
 
 In: a folder. Out: every stage's files in it, a `Quickstart` and report.html. Each stage is what a person would type
 (docs/quickstart.md, "By hand"): the same shipped configurations, with the folder put in.
-Four models come out of the same base: rejection-sampled SFT, GRPO after it (the recommended path), GRPO alone, DPO.
+Three models come out of the same base: rejection-sampled SFT with GRPO after it (the recommended path), GRPO alone,
+and DPO.
 The test tasks are looked at once, at the end, by all of them. `smoke` is the same path on fewer tasks and steps.
 Refuses: a folder in use, unless asked to replace it.
 """
@@ -177,7 +178,8 @@ class _Loop:
         return result
 
     def _evaluate(self, models: dict[str, str]) -> Evaluation:
-        others = [path for name, path in models.items() if name != "base"]
+        halfway = {start for _, start in TRAININGS.values()}  # a model that another one starts from
+        others = [path for name, path in models.items() if name != "base" and name not in halfway]
         overrides = [
             f"models={json.dumps(others)}",
             f"against={models['base']}",

@@ -22,12 +22,12 @@ from regimen.gym.environments.calculator.expression import ExpressionError, calc
 from regimen.registry import nearest
 
 DEFAULT_MIX = {
-    "addition": 0.20,
-    "subtraction": 0.20,
-    "multiplication": 0.16,
-    "two_operations": 0.17,
-    "word": 0.12,
-    "notation": 0.15,
+    "addition": 0.25,
+    "subtraction": 0.24,
+    "multiplication": 0.20,
+    "two_operations": 0.10,
+    "word": 0.09,
+    "notation": 0.12,
 }
 NUM_TASKS: dict[Split, int] = {"train": 2000, "validation": 400, "test": 500}
 MAX_ATTEMPTS = 2000
@@ -254,7 +254,6 @@ def _notation(generator: random.Random) -> Question:
             (f"{a} × {b}", f"{a} * {b}"),
             (f"{a} x {b}", f"{a} * {b}"),
             (f"{a} + {b} × {c}", f"{a} + {b} * {c}"),
-            (f"({a} + {b}) × {c}", f"({a} + {b}) * {c}"),
             (f"{a * c} ÷ {c}", f"{a * c} / {c}"),
             (f"{a} − {b}", f"{a} - {b}"),
             (f"{thousands:,} + {b}", f"{thousands} + {b}"),
