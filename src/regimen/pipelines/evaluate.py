@@ -192,8 +192,8 @@ async def _collect(
     on_row: Callable[[dict[str, Any]], None] | None,
 ) -> None:
     from regimen.generation.base import Sampling
-    from regimen.gym.agent import Limits
     from regimen.gym.collect import collect_rollouts
+    from regimen.pipelines.collect import limits_of
 
     wanted = config.generation
     sampling = Sampling(
@@ -214,7 +214,7 @@ async def _collect(
             sampling,
             seed=config.seed,
             concurrency=config.concurrency,
-            limits=Limits(max_turns=config.max_turns, max_sequence_length=config.max_sequence_length),
+            limits=limits_of(config),
             output=output,
             resume=resume,
             overwrite=config.overwrite and not resume,

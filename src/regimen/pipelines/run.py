@@ -1,7 +1,7 @@
 """A run's folder: what was asked, with which versions, what came out, and where to go on from.
 
     config.yaml      the resolved configuration            versions.json    Python, packages, git revision
-    data.json        digests of the data files
+    data.json        digests of the data files             ledger.json      what each row and token became
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
     step_N/          a Hugging Face model folder with training_info.json; the latest also with training_state.pt
     model/           the model to use: the best by the configured metric, else the last
