@@ -166,19 +166,12 @@ def tasks_of(environment: Environment, config: EvaluateConfig) -> list[Task]:
 
 def open_configured_model(name: str, config: EvaluateConfig) -> tuple[Generation, Renderer]:
     """The generation and renderer of a model folder, by the configured backend."""
-    import torch
-
-    from regimen import registry
+    from regimen.pipelines.collect import load_generation
     from regimen.tokens.template import Renderer
 
     name, trust = resolve_model(name), config.trust_remote_code
     renderer = Renderer.load(name, config.chat_template, config.chat_template_kwargs, trust_remote_code=trust)
-    generation = registry.resolve("generation", config.generation.backend).load(
-        name,
-        precision=config.generation.precision or ("bfloat16" if torch.cuda.is_available() else "float32"),
-        max_batch_size=config.generation.max_batch_size,
-        trust_remote_code=trust,
-    )
+    generation = load_generation(name, config.generation, trust_remote_code=trust)
     return generation, renderer
 
 
