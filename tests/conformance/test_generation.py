@@ -238,6 +238,24 @@ async def test_weights_cannot_change_under_way(generation: Generation, tiny: Mod
     assert (await task).weight_version == 0
 
 
+async def test_released_memory_changes_no_sample(generation: Generation, plain: Any) -> None:
+    before = await many(generation, PROMPTS)
+    await generation.release()
+    await generation.release()  # nothing left is fine too
+    after = await many(generation, PROMPTS)
+    assert [sample.ids for sample in after] == [sample.ids for sample in before]
+    for prompt, sample in zip(PROMPTS, after, strict=True):
+        assert_true_logprobs(plain, prompt, sample)
+
+
+async def test_memory_in_use_cannot_be_released(generation: Generation) -> None:
+    task = asyncio.create_task(generation.sample(PROMPTS[0], SAMPLING, 0))
+    await asyncio.sleep(0)
+    with pytest.raises(GenerationError, match="under way"):
+        await generation.release()
+    assert (await task).ids
+
+
 async def test_what_cannot_fit_is_refused(generation: Generation) -> None:
     for prompt in ([], [5] * 4073):
         with pytest.raises(GenerationError, match=f"prompt of {len(prompt)} tokens"):

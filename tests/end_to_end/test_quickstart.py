@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from regimen.pipelines.quickstart import quickstart
+from regimen.cli.main import main
+from regimen.pipelines.quickstart import SMOKE, quickstart
 
 pytestmark = pytest.mark.slow
+
+MODELS = ("smollm2-135m-instruct", "sft_grpo", "grpo", "dpo")
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,37 @@ def test_every_row_is_accounted_for(finished: tuple[Path, dict[str, Any]]) -> No
         ledger = json.loads((folder / target / "manifest.json").read_text(encoding="utf-8"))["ledger"]
         assert sum(ledger["rows"].values()) == ledger["num_rows"] >= num_rows
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_commands_by_hand_give_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's commands, one after the other, on as few tasks and steps as the smoke run takes."""
+    quickstart(tmp_path / "quickstart", smoke=True)
+    by_hand = tmp_path / "by_hand"
+    by_hand.mkdir()
+    monkeypatch.chdir(by_hand)
+    commands = commands_by_hand()
+    assert [command[1] for command in commands] == ["collect", "inspect", *["convert"] * 3, *["train"] * 4, "evaluate"]
+    for _, verb, *arguments in commands:
+        configuration = next((word for word in arguments if word.startswith("quickstart/")), "")
+        overrides = SMOKE.get(configuration.removeprefix("quickstart/"), [])
+        assert main([verb, *arguments, *overrides]) == 0
+    for file in ("rollouts.jsonl", *(f"evaluation/{name}/rollouts.jsonl" for name in MODELS)):
+        assert episodes_of(by_hand / "runs" / "quickstart" / file) == episodes_of(tmp_path / "quickstart" / file)
+
+
+def commands_by_hand() -> list[list[str]]:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = readme.split("By hand", 1)[1].split("```bash\n", 1)[1].split("```", 1)[0]
+    return [line.split() for line in block.splitlines()]
+
+
+def episodes_of(path: Path) -> dict[tuple[int, int], tuple[float, list[list[int]]]]:
+    """Reward and sampled ids by task and repeat."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {
+        (row["_ng_task_index"], row["_ng_rollout_index"]): (
+            row["reward"],
+            [item["generation_token_ids"] for item in row["response"]["output"] if "generation_token_ids" in item],
+        )
+        for row in rows
+    }

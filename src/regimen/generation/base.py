@@ -48,6 +48,13 @@ class Generation(Protocol):
         """Take new weights; later samples carry `version`."""
         ...
 
+    async def release(self) -> None:
+        """Give back memory that only makes the next samples quicker; they stay the same.
+
+        Called between playing and training. Raises `GenerationError` while samples are under way.
+        """
+        ...
+
     async def close(self) -> None:
         """Stop working and free memory."""
         ...

@@ -57,6 +57,9 @@ class FakeGeneration:
         self.version = version
         self.updates.append(dict(named_tensors))
 
+    async def release(self) -> None:
+        """Hold nothing that could be given back."""
+
     async def close(self) -> None:
         """Refuse further samples."""
         self.is_closed = True

@@ -96,8 +96,7 @@ class TransformersGeneration:
 
     async def update(self, version: int, named_tensors: Iterable[tuple[str, Any]]) -> None:
         """Take new weights. Raises `GenerationError` while samples are under way, or for an unknown name."""
-        if self._active or self._admitted or self._waiting:
-            raise GenerationError("weights cannot change while samples are under way")
+        self._require_idle("weights cannot change")
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in named_tensors:
@@ -106,6 +105,16 @@ class TransformersGeneration:
                 own[name].copy_(tensor)
         self.weight_version = version
         self._forget()
+
+    async def release(self) -> None:
+        """Free the keys and values. Raises `GenerationError` while samples are under way."""
+        self._require_idle("memory cannot be freed")
+        self._forget()
+        self._memory = None
+
+    def _require_idle(self, what: str) -> None:
+        if self._active or self._admitted or self._waiting:
+            raise GenerationError(f"{what} while samples are under way")
 
     async def close(self) -> None:
         """Stop working and free memory."""
@@ -189,7 +198,7 @@ class TransformersGeneration:
         start = len(self._prefix) if request.uses_prefix else 0
         if start + request.length == len(seen) and request.uses_prefix == bool(len(self._prefix)):
             self._parked[seen.tobytes()] = self._memory.take(row, request.length)
-            while len(self._parked) > 2 * self.max_batch_size:
+            while len(self._parked) > self.max_batch_size:
                 self._parked.popitem(last=False)
 
     @torch.no_grad()
@@ -365,16 +374,38 @@ class TransformersGeneration:
                 request.stop_reason = "length"
 
 
+_BLOCK = 256  # tokens summed in one go when drawing
+
+
 def _draw(logprobs: Tensor, requests: list[_Request], draws: Tensor) -> Tensor:
-    """Invert each row's cumulative distribution at its draw; the most likely token where the temperature is 0."""
+    """Invert each row's cumulative distribution at its draw; the most likely token where the temperature is 0.
+
+    The distribution is summed in blocks: the draw's block is found first, then the token within it, so that nothing of
+    the vocabulary's size is held in float64.
+    """
+    if all(r.sampling.temperature == 0 for r in requests):
+        return logprobs.argmax(-1)
     restricted = logprobs
     if any(r.sampling.top_p < 1 or r.sampling.top_k for r in requests):
         restricted = torch.stack([_restrict(row, r.sampling) for row, r in zip(logprobs, requests, strict=True)])
-    cumulative = restricted.double().exp().cumsum(-1)
-    chosen = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True).squeeze(1)
-    chosen = chosen.clamp(max=logprobs.shape[-1] - 1)
+    probabilities = torch.nn.functional.pad(restricted.exp(), (0, -restricted.shape[1] % _BLOCK))
+    blocks = probabilities.unflatten(1, (-1, _BLOCK))
+    cumulative = blocks.sum(-1).double().cumsum(-1)
+    point = draws * cumulative[:, -1]
+    block = _first_beyond(cumulative, point)
+    rows = torch.arange(len(block), device=block.device)
+    within = blocks[rows, block].double().cumsum(-1)
+    before = torch.where(block > 0, cumulative[rows, (block - 1).clamp(min=0)], 0.0)
+    chosen = block * _BLOCK + _first_beyond(within, point - before)
     greedy = torch.tensor([r.sampling.temperature == 0 for r in requests], device=logprobs.device)
-    return torch.where(greedy, logprobs.argmax(-1), chosen)
+    return torch.where(greedy, logprobs.argmax(-1), chosen) if greedy.any() else chosen
+
+
+def _first_beyond(cumulative: Tensor, point: Tensor) -> Tensor:
+    """The first index of each row whose sum lies beyond `point`; rounding never leads to one of probability 0."""
+    found = torch.searchsorted(cumulative, point[:, None], right=True).squeeze(1)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(1)  # none after it adds anything
+    return torch.minimum(found, last)
 
 
 def _restrict(logprobs: Tensor, sampling: Sampling) -> Tensor:

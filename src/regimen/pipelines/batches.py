@@ -95,24 +95,27 @@ class Player:
     model_name: str
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
-        """Play `tasks`, `repeats` times each, with the weights of `step`."""
-        return asyncio.run(
-            collect_rollouts(
-                tasks,
-                repeats,
-                self.environment,
-                self.generation,
-                self.renderer,
-                self.sampling,
-                seed=seed,
-                step=step,
-                concurrency=self.concurrency,
-                limits=self.limits,
-                output=output,
-                overwrite=True,
-                model_name=self.model_name,
-            )
+        """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
+        return asyncio.run(self._play(tasks, repeats, seed, step, output))
+
+    async def _play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
+        played = await collect_rollouts(
+            tasks,
+            repeats,
+            self.environment,
+            self.generation,
+            self.renderer,
+            self.sampling,
+            seed=seed,
+            step=step,
+            concurrency=self.concurrency,
+            limits=self.limits,
+            output=output,
+            overwrite=True,
+            model_name=self.model_name,
         )
+        await self.generation.release()
+        return played
 
     def update(self, version: int, named_tensors: Any) -> None:
         """Hand new weights to the generation."""

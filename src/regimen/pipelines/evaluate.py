@@ -110,6 +110,7 @@ def evaluate(
     `open_model` makes the generation and the renderer of a model; without it the configured backend does.
     """
     from regimen.gym.environment import load_environment
+    from regimen.pipelines.collect import tasks_of
 
     names = [name for name in (config.against, *config.models) if name is not None]
     sources = dict(zip(labels_of(names), names, strict=True))
@@ -117,8 +118,9 @@ def evaluate(
         check_models(names)
         for name in names:
             check_length(name, config.max_sequence_length, "max_sequence_length", trust=config.trust_remote_code)
+    _check_repeats(config)
     environment = load_environment(config.environment.name, config.environment.options)
-    tasks = tasks_of(environment, config)
+    tasks = tasks_of(environment, config.split, config.num_tasks)
     output = Path(config.output)
     _prepare(output, config, sources, resume=resume)
     files = {label: output / folder_name(label) / ROLLOUTS_FILE for label in sources}
@@ -143,8 +145,7 @@ def evaluate(
     return evaluation
 
 
-def tasks_of(environment: Environment, config: EvaluateConfig) -> list[Task]:
-    """The tasks to play; `ConfigError` when there are fewer than asked for, or fewer repeats than a pass@k needs."""
+def _check_repeats(config: EvaluateConfig) -> None:
     if max(config.pass_at) > config.num_repeats:
         raise ConfigError(
             f"pass@{max(config.pass_at)} with {config.num_repeats} repeats a task",
@@ -152,16 +153,6 @@ def tasks_of(environment: Environment, config: EvaluateConfig) -> list[Task]:
             expected=f"numbers from 1 to {config.num_repeats}",
             fix="raise num_repeats",
         )
-    tasks = environment.tasks(config.split, config.num_tasks)
-    wanted = config.num_tasks or 1
-    if len(tasks) < wanted:
-        raise ConfigError(
-            f"the split {config.split!r} of {environment.name!r} has {len(tasks)} tasks",
-            where="num_tasks",
-            expected=f"at least {wanted}",
-            fix="lower num_tasks",
-        )
-    return tasks
 
 
 def open_configured_model(name: str, config: EvaluateConfig) -> tuple[Generation, Renderer]:
@@ -184,18 +175,9 @@ async def _collect(
     resume: bool,
     on_row: Callable[[dict[str, Any]], None] | None,
 ) -> None:
-    from regimen.generation.base import Sampling
     from regimen.gym.collect import collect_rollouts
-    from regimen.pipelines.collect import limits_of
+    from regimen.pipelines.collect import limits_of, sampling_of
 
-    wanted = config.generation
-    sampling = Sampling(
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        top_k=wanted.top_k,
-        max_new_tokens=wanted.max_new_tokens,
-        stop_ids=tuple(wanted.stop_token_ids or ()),
-    )
     environment, generation, renderer = parts
     try:
         await collect_rollouts(
@@ -204,7 +186,7 @@ async def _collect(
             environment,
             generation,
             renderer,
-            sampling,
+            sampling_of(config.generation, renderer),
             seed=config.seed,
             concurrency=config.concurrency,
             limits=limits_of(config),

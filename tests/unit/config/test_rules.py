@@ -125,9 +125,10 @@ def test_a_generator_less_precise_than_a_float32_policy_is_refused():
 
 
 def test_input_lengths_that_bound_nothing_are_accepted():
-    for value in ("null", "1024", "4096"):
-        sft(f"data.max_input_seq_length={value}")
-    sft("policy.max_total_sequence_length=4096")  # the shipped limit follows
+    for given, loaded in (("null", None), ("1024", 1024), ("4096", 4096)):
+        assert sft(f"data.max_input_seq_length={given}").data.max_input_seq_length == loaded
+    longer = sft("policy.max_total_sequence_length=4096")
+    assert longer.data.max_input_seq_length == 4096  # the shipped limit follows
 
 
 def test_splits_of_files_are_refused():
