@@ -10,7 +10,6 @@ beyond rounding. Refuses: prompts beyond the model's positions, models with slid
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +123,6 @@ class TransformersGeneration:
         self._memory = None
         self._forget()
         self.model = None
-        gc.collect()  # a model holds cycles: its weights would stay until the collector happens to run
 
     def _forget(self) -> None:
         self._prefix = np.zeros(0, np.int64)

@@ -25,7 +25,7 @@ from regimen.evaluation.compare import Comparison, compare
 from regimen.evaluation.metrics import Score, observation_of, score
 from regimen.evaluation.records import ModelResult, ReportData, StageTime, examples_of
 from regimen.evaluation.report import write_report
-from regimen.pipelines.models import check_length, check_models, resolve_model
+from regimen.pipelines.models import check_length, check_models, free_memory, resolve_model
 from regimen.rollouts.reader import Paths, RolloutReader, checked_paths, read_failures
 from regimen.rollouts.records import Rollout
 
@@ -131,6 +131,8 @@ def evaluate(
         report = _counter(label, len(tasks) * config.num_repeats, progress)
         parts = (environment, generation, renderer)
         asyncio.run(_collect(tasks, parts, config, label, files[label], resume, report))
+        del generation, parts
+        free_memory()
         seconds[label] = round(time.monotonic() - started, 3)
     # Read back what was written: evaluating the files later gives the same numbers.
     sides = {label: read_side([path], max_bad=0.0) for label, path in files.items()}

@@ -36,7 +36,7 @@ from regimen.pipelines.collect import collect
 from regimen.pipelines.convert import convert
 from regimen.pipelines.evaluate import EVALUATION_FILE, Evaluation, evaluate
 from regimen.pipelines.iterate_report import rounds_table, write_loop_report
-from regimen.pipelines.models import resolve_model
+from regimen.pipelines.models import free_memory, resolve_model
 from regimen.pipelines.run import write_text
 from regimen.pipelines.train import train
 from regimen.registry import nearest
@@ -244,6 +244,7 @@ class _Loop:
                 started = time.monotonic()
                 getattr(self, f"_{name}")(current, self.folder / f"round_{number}")
                 current.seconds[name] = round(time.monotonic() - started, 3)
+                free_memory()
                 self._save()
 
     def _collect(self, current: Round, folder: Path) -> None:

@@ -1,11 +1,14 @@
-"""Names of models: a folder, a hub name, or the small model that the quickstart installs.
+"""Names of models: a folder, a hub name, or the small model that the quickstart installs; and memory after a model.
 
 Refuses a path that holds no model, before a hub is asked for it; sequences longer than a model was made for.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,19 @@ def resolve_model(name: str) -> str:
         return str(small_model())
     check_models([name])
     return name
+
+
+def free_memory() -> None:
+    """Give the memory of models that are done with back to the system.
+
+    Models hold cycles, so their weights wait for the collector; and the C library of Linux keeps freed pages between
+    others that are in use, gigabytes after a training.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other C libraries keep less
+        if trim is not None:
+            trim(0)
 
 
 def check_models(names: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ Refuses: a folder in use, unless asked to replace it.
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import time
@@ -32,6 +31,7 @@ from regimen.pipelines.collect import collect
 from regimen.pipelines.convert import convert
 from regimen.pipelines.evaluate import Evaluation, evaluate, read_side
 from regimen.pipelines.inspect import Inspection, inspect_rollouts
+from regimen.pipelines.models import free_memory
 from regimen.pipelines.run import versions, write_text
 from regimen.pipelines.small_model import NAME, small_model
 from regimen.pipelines.train import TrainResult, train
@@ -116,7 +116,7 @@ class _Loop:
         started = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - started
-        gc.collect()  # models hold cycles: without this, the memory of one stage is still there in the next
+        free_memory()
 
     def shortened(self, name: str) -> list[str]:
         return SMOKE.get(name, []) if self.smoke else []

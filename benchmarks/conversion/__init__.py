@@ -1,0 +1,1 @@
+"""What `benchmarks/convert.py` is made of."""
