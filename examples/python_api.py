@@ -44,7 +44,8 @@ def main(rollouts: Path, model: str, output: Path, environment: str = "calculato
         "num_tasks": num_tasks,
         "output": str(output / "evaluation"),
     }
-    overrides = [assignment(key, value) for key, value in values.items()]
+    # The shipped configuration has options for its own environment, which another one need not know.
+    overrides = ["~environment.options", *(assignment(key, value) for key, value in values.items())]
     evaluation = regimen.evaluate(load_evaluate_config("quickstart/evaluate", overrides))
     assert evaluation.comparison is not None
     print(f"{comparison_text(evaluation.comparison)}: {evaluation.comparison.verdict}")
