@@ -56,14 +56,17 @@ def dpo_rows(source: Path) -> Any:
         best, worst = ranked[0], next(kept for kept in ranked if kept[0] == ranked[-1][0])
         if best[0] - worst[0] < 0.2:
             continue
-        yield task, {
-            "context": best[3],
-            "completions": [{"rank": 0, "completion": best[2]}, {"rank": 1, "completion": worst[2]}],
-            "tools": best[4],
-            "chosen_reward": best[0],
-            "rejected_reward": worst[0],
-            "reward_gap": best[0] - worst[0],
-        }
+        yield (
+            task,
+            {
+                "context": best[3],
+                "completions": [{"rank": 0, "completion": best[2]}, {"rank": 1, "completion": worst[2]}],
+                "tools": best[4],
+                "chosen_reward": best[0],
+                "rejected_reward": worst[0],
+                "reward_gap": best[0] - worst[0],
+            },
+        )
 
 
 def grpo_rows(source: Path) -> Any:

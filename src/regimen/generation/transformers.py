@@ -24,6 +24,7 @@ from torch import Tensor
 from regimen.errors import GenerationError
 from regimen.generation.base import Sample, Sampling, StopReason
 from regimen.generation.decode import DECODE_ATTENTION_NAME, DecodeView, KeyValueMemory
+from regimen.generation.draw import draw
 from regimen.models import default_device, load_model, refuse_unsupported
 from regimen.tokens.forest import common_prefix
 
@@ -361,7 +362,7 @@ class TransformersGeneration:
         temperatures = torch.tensor([r.sampling.temperature or 1.0 for r in requests], device=logits.device)
         logprobs = (logits / temperatures[:, None]).log_softmax(-1)
         draws = torch.tensor([r.random.random() for r in requests], dtype=torch.float64, device=logits.device)
-        chosen = _draw(logprobs, requests, draws)
+        chosen = draw(logprobs, [r.sampling for r in requests], draws)
         values = logprobs.gather(1, chosen[:, None]).squeeze(1)
         for request, token, value in zip(requests, chosen.tolist(), values.tolist(), strict=True):
             request.ids.append(token)
@@ -370,48 +371,3 @@ class TransformersGeneration:
                 request.stop_reason = "stop"
             elif len(request.ids) >= request.sampling.max_new_tokens:
                 request.stop_reason = "length"
-
-
-_BLOCK = 256  # tokens summed in one go when drawing
-
-
-def _draw(logprobs: Tensor, requests: list[_Request], draws: Tensor) -> Tensor:
-    """Invert each row's cumulative distribution at its draw; the most likely token where the temperature is 0.
-
-    The distribution is summed in blocks: the draw's block is found first, then the token within it, so that nothing of
-    the vocabulary's size is held in float64.
-    """
-    if all(r.sampling.temperature == 0 for r in requests):
-        return logprobs.argmax(-1)
-    restricted = logprobs
-    if any(r.sampling.top_p < 1 or r.sampling.top_k for r in requests):
-        restricted = torch.stack([_restrict(row, r.sampling) for row, r in zip(logprobs, requests, strict=True)])
-    probabilities = torch.nn.functional.pad(restricted.exp(), (0, -restricted.shape[1] % _BLOCK))
-    blocks = probabilities.unflatten(1, (-1, _BLOCK))
-    cumulative = blocks.sum(-1).double().cumsum(-1)
-    point = draws * cumulative[:, -1]
-    block = _first_beyond(cumulative, point)
-    rows = torch.arange(len(block), device=block.device)
-    within = blocks[rows, block].double().cumsum(-1)
-    before = torch.where(block > 0, cumulative[rows, (block - 1).clamp(min=0)], 0.0)
-    chosen = block * _BLOCK + _first_beyond(within, point - before)
-    greedy = torch.tensor([r.sampling.temperature == 0 for r in requests], device=logprobs.device)
-    return torch.where(greedy, logprobs.argmax(-1), chosen) if greedy.any() else chosen
-
-
-def _first_beyond(cumulative: Tensor, point: Tensor) -> Tensor:
-    """The first index of each row whose sum lies beyond `point`; rounding never leads to one of probability 0."""
-    found = torch.searchsorted(cumulative, point[:, None], right=True).squeeze(1)
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(1)  # none after it adds anything
-    return torch.minimum(found, last)
-
-
-def _restrict(logprobs: Tensor, sampling: Sampling) -> Tensor:
-    """Keep the `top_k` most likely tokens and, of those, the fewest whose probability reaches `top_p`."""
-    ordered, index = logprobs.sort(descending=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if sampling.top_k:
-        keep[sampling.top_k :] = False
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    keep &= before < sampling.top_p
-    return torch.full_like(logprobs, -torch.inf).scatter(0, index, ordered.masked_fill(~keep, -torch.inf))
