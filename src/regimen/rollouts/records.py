@@ -171,9 +171,9 @@ def environment_of(row: dict[str, Any]) -> str | None:
 
 
 def index_of(row: dict[str, Any], field: str) -> int | None:
-    """An index stamp as an int; None when it is absent or no whole number."""
+    """An index stamp as an int; None when it is absent or no whole number of 64 bits."""
     value = row.get(field)
-    return value if type(value) is int else None
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 
 def task_id_of(environment: str | None, task_index: int | None, params: dict[str, Any]) -> str:
