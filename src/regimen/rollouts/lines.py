@@ -59,6 +59,8 @@ def line_size(line: bytes) -> int:
 
 def is_blank(line: bytes) -> bool:
     """Whether a line holds white space only."""
+    if isinstance(line, LongLine):
+        return False
     text = line.removeprefix(BYTE_ORDER_MARK)
     return not text or text.isspace()
 
@@ -96,12 +98,12 @@ def _begins_list(line: bytes) -> bool:
 
 def decode_row(line: bytes, decode: Callable[[bytes], Any] = msgspec.json.decode) -> Any:
     """Decode one line. The slower parser is asked only when the fast one refuses: it takes NaN, and says why not."""
+    if isinstance(line, LongLine):  # its beginning may be whole JSON
+        raise RolloutError(line.reason)
     try:
         return decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
-    if isinstance(line, LongLine):
-        raise RolloutError(line.reason)
     try:
         # Surrogates that were encoded one by one are no UTF-8, but many writers produce them.
         return json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogatepass"))

@@ -95,7 +95,7 @@ def rollout_from_row(row: Any, source: Source, task: dict[str, Any] | None = Non
     environment = environment_of(row)
     task_index = index_of(row, "_ng_task_index")
     scored = outcome.is_scored
-    reward = _reward(row) if scored else None
+    reward = reward_of(row) if scored else None
     params = _params(row, task, required=scored)
     output = _output(row, required=scored)
     if scored:
@@ -190,9 +190,12 @@ def canonical_bytes(value: object) -> bytes:
         return msgspec.json.encode(value, order="deterministic")
     except (UnicodeEncodeError, OverflowError):  # lone surrogates
         return json.dumps(value, sort_keys=True).encode()
+    except RecursionError:
+        raise RolloutError("the row is nested too deeply") from None
 
 
-def _reward(row: dict[str, Any]) -> float:
+def reward_of(row: dict[str, Any]) -> float:
+    """The reward of a scored row; raises `RolloutError` where it is no finite number."""
     value = row.get("reward")
     if value is None:
         raise RolloutError("the row has no reward", expected="a number in `reward`")
