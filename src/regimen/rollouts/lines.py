@@ -8,7 +8,10 @@ whole: it comes out as a `LongLine`, which is a bad row.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +22,8 @@ from regimen.errors import RolloutError
 
 LONGEST_LINE = 256 << 20
 KEPT_OF_LONG_LINE = 1 << 20
+# Python reads and writes no longer whole numbers, unless it was told to.
+MOST_DIGITS = sys.int_info.default_max_str_digits
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -106,7 +111,8 @@ def decode_row(line: bytes, decode: Callable[[bytes], Any] = msgspec.json.decode
         pass
     try:
         # Surrogates that were encoded one by one are no UTF-8, but many writers produce them.
-        return json.loads(line.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogatepass"))
+        text = line.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogatepass")
+        return json.loads(text, parse_float=_number)
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else " (the last line has no end: the writer may have been stopped)"
         raise RolloutError(f"not JSON: {error.msg} at character {error.pos + 1}{cut}") from None
@@ -114,3 +120,18 @@ def decode_row(line: bytes, decode: Callable[[bytes], Any] = msgspec.json.decode
         raise RolloutError(f"not UTF-8 text: {error.reason} at byte {error.start + 1}") from None
     except (RecursionError, ValueError) as error:
         raise RolloutError(f"not readable JSON: {error}") from None
+
+
+def _number(text: str) -> float | int:
+    """A number with a point or an exponent; beyond float64 as the whole number that it is."""
+    value = float(text)
+    if math.isfinite(value):
+        return value
+    try:
+        exact = Decimal(text)
+        is_whole = exact.adjusted() < MOST_DIGITS and exact == exact.to_integral_value()
+    except ArithmeticError:  # the exponent is beyond decimal arithmetic too
+        exact, is_whole = Decimal(0), False
+    if not is_whole:
+        raise ValueError(f"a number is too large ({text[:40]})")
+    return int(exact)
