@@ -143,7 +143,7 @@ def test_many_mutated_rows(tmp_path, seed):
 def test_whole_files_of_mutated_bytes(tmp_path):
     """Files whose first line, task rows and failed episodes are broken too."""
     chance = random.Random(11)
-    for number in range(150):
+    for number in range(60):
         folder = tmp_path / str(number)
         folder.mkdir()
         for name in ("r.jsonl", "r_failures.jsonl", "r_materialized_inputs.jsonl"):

@@ -32,7 +32,7 @@ def exactly(line: bytes):
     return json.loads(line, parse_float=Decimal, object_pairs_hook=lambda pairs: pairs)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(TEXT.map("x_".__add__), VALUES, max_size=5), st.booleans())
 def test_unknown_fields_survive(fields, ascii_only):
     row = {**fields, **KNOWN}
