@@ -18,6 +18,8 @@ from regimen.rollouts.compression import import_extra
 from regimen.rollouts.lines import decode_row
 
 BATCH = 64
+# Columns are read through a buffer of this size, not whole row groups at once.
+BUFFER = 1 << 20
 # JSON text may hold escapes that are half a character.
 ANY_TEXT = ("utf-8", "surrogatepass")
 JSON_COLUMNS = ("responses_create_params", "response", "output", "agent_ref", "reward_components", "regimen")
@@ -28,8 +30,8 @@ def parquet_lines(path: Path) -> Iterator[bytes]:
     pyarrow = import_extra("pyarrow", "reading Parquet")
     parquet = import_extra("pyarrow.parquet", "reading Parquet")
     try:
-        with parquet.ParquetFile(str(path)) as file:
-            yield from _lines(file.iter_batches(batch_size=BATCH))
+        with parquet.ParquetFile(str(path), buffer_size=BUFFER, pre_buffer=False) as file:
+            yield from _lines(file.iter_batches(batch_size=BATCH, use_threads=False))
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable("Parquet", path, error) from None
 
