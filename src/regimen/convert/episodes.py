@@ -15,12 +15,20 @@ from typing import Any, cast
 import msgspec
 
 from regimen.convert.options import Reasoning
-from regimen.rollouts.messages import chat_tools, input_messages, output_messages
-from regimen.rollouts.records import Rollout, Source
+from regimen.rollouts.messages import (
+    SAMPLED_IDS,
+    chat_tools,
+    input_messages,
+    output_messages,
+    reasoning_text,
+    text_part,
+)
+from regimen.rollouts.records import Rollout, Source, canonical_bytes
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
 
 Message = dict[str, Any]
 RowKey = tuple[str, int]
+OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +36,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
 
     `prompt_key` is equal for equal prompts and tools. `num_sampled` counts the sampled ids of the rollout. `packed`
     holds its token sequences (`num_sequences` of them) in a sixth of the memory that Python's numbers take.
+    `reasoning_characters` stay counted when the reasoning is dropped; hidden reasoning came encrypted, without text.
     """
 
     source: Source
@@ -45,6 +54,9 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     num_sampled: int
     tokenizer: str | None
     template: str | None
+    reasoning_characters: int = 0
+    num_hidden_reasoning: int = 0
+    num_developer_messages: int = 0
 
     @property
     def key(self) -> RowKey:
@@ -67,6 +79,11 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
         return [call for message in self.completion for call in message.get("tool_calls", [])]
 
     @property
+    def num_characters(self) -> int:
+        """Characters that the model wrote: text, refusals, reasoning, names and arguments of calls."""
+        return sum(_num_characters(message) for message in self.completion if message["role"] == "assistant")
+
+    @property
     def has_reasoning(self) -> bool:
         """Whether any message carries reasoning."""
         return any(message.get("reasoning_content") for message in [*self.prompt, *self.completion])
@@ -74,12 +91,18 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_single_message(self) -> bool:
         """Whether the model answered with one message of text and had no tools, so that a string says it all."""
-        return not self.tools and len(self.completion) == 1 and not self.tool_calls and self.num_turns == 1
+        if self.tools or len(self.completion) != 1:
+            return False
+        (answer,) = self.completion
+        is_text = answer["role"] == "assistant" and isinstance(answer["content"], str)
+        return is_text and not answer.get("tool_calls") and not answer.get("refusal")
 
     @property
     def is_plain_exchange(self) -> bool:
         """Whether the whole episode is one user message and one answer of text."""
-        return self.is_single_message and [message["role"] for message in self.prompt] == ["user"]
+        if not self.is_single_message or len(self.prompt) != 1:
+            return False
+        return self.prompt[0]["role"] == "user" and isinstance(self.prompt[0]["content"], str)
 
 
 def episode_of(rollout: Rollout) -> Episode:
@@ -87,8 +110,11 @@ def episode_of(rollout: Rollout) -> Episode:
     assert rollout.reward is not None
     prompt = input_messages(rollout.params)
     tools = chat_tools(rollout.params)
-    sequences = sequences_of(turns_of(rollout.output))
+    completion = output_messages(rollout.output)
+    has_ids = any(SAMPLED_IDS in item for item in rollout.output)
+    sequences = sequences_of(turns_of(rollout.output)) if has_ids else []
     tokenizer, template = fingerprints(rollout)
+    hidden, developer = _unwritten(rollout)
     return Episode(
         source=rollout.source,
         task_id=rollout.task_id,
@@ -97,7 +123,7 @@ def episode_of(rollout: Rollout) -> Episode:
         environment=rollout.environment,
         reward=rollout.reward,
         prompt=prompt,
-        completion=output_messages(rollout.output),
+        completion=completion,
         tools=tools,
         prompt_key=digest([with_numbered_calls(prompt), tools]),
         packed=msgspec.msgpack.encode(sequences),
@@ -105,7 +131,31 @@ def episode_of(rollout: Rollout) -> Episode:
         num_sampled=sum(sequence.num_trained for sequence in sequences),
         tokenizer=tokenizer,
         template=template,
+        reasoning_characters=sum(len(message.get("reasoning_content", "")) for message in [*prompt, *completion]),
+        num_hidden_reasoning=hidden,
+        num_developer_messages=developer,
     )
+
+
+def _unwritten(rollout: Rollout) -> tuple[int, int]:
+    """How many reasoning items have no text, and how many messages were the developer's: messages say neither."""
+    given = rollout.params.get("input")
+    items = [*cast("list[dict[str, Any]]", given), *rollout.output] if isinstance(given, list) else rollout.output
+    hidden = developer = 0
+    for item in items:
+        if item.get("encrypted_content"):
+            hidden += not reasoning_text(item)
+        elif item.get("role") == "developer":
+            developer += 1
+    return hidden, developer
+
+
+def _num_characters(message: Message) -> int:
+    content = message["content"]
+    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    written = len(text) + len(message.get("refusal", "")) + len(message.get("reasoning_content", ""))
+    functions = [call["function"] for call in message.get("tool_calls", [])]
+    return written + sum(len(function["name"]) + len(function["arguments"]) for function in functions)
 
 
 def fingerprints(rollout: Rollout) -> tuple[str | None, str | None]:
@@ -159,7 +209,9 @@ def _reasoned(message: Message, mode: Reasoning) -> Message:
         return message
     kept = {key: value for key, value in message.items() if key != "reasoning_content"}
     if mode == "inline":
-        kept["content"] = f"<think>\n{reasoning}\n</think>\n\n{kept.get('content') or ''}"
+        thought = f"<think>\n{reasoning}\n</think>\n\n"
+        content = kept.get("content") or ""
+        kept["content"] = thought + content if isinstance(content, str) else [text_part(thought), *content]
     return kept
 
 
@@ -170,6 +222,11 @@ def num_invalid_arguments(episode: Episode) -> int:
 
 def _is_json_object(text: str) -> bool:
     try:
+        OBJECT.decode(text)
+        return True
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        pass
+    try:  # the standard library takes what msgspec does not: lone surrogates and numbers of any size
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
@@ -185,6 +242,9 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
     numbers: dict[str, str] = {}
     numbered: list[Message] = []
     for message in messages:
+        if "tool_calls" not in message and "tool_call_id" not in message:
+            numbered.append(message)
+            continue
         copied = dict(message)
         if "tool_calls" in copied:
             copied["tool_calls"] = [
@@ -199,7 +259,7 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
 
 def digest(value: Any) -> str:
     """A hash of a JSON value that does not depend on the order of keys."""
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:32]
+    return hashlib.sha256(canonical_bytes(value)).hexdigest()[:32]
 
 
 def in_task_order(episodes: Iterable[Episode]) -> list[Episode]:
@@ -217,6 +277,11 @@ def task_order(episode: Episode) -> tuple[str, bool, int, str, int, str, int]:
         episode.rollout_index or 0,
         *episode.key,
     )
+
+
+def best_first(episode: Episode) -> tuple[float, int, bool]:
+    """The sort key that puts the best-rewarded first, of equal ones the shorter, then those that carry token ids."""
+    return (-episode.reward, episode.num_characters, episode.num_sequences == 0)
 
 
 def rank(episode: Episode) -> tuple[float, bool]:
