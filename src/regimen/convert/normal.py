@@ -237,7 +237,7 @@ def _text(value: Any) -> str:
 def _value(text: str) -> Any:
     """An argument text as the JSON object it is; other text as itself."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=str)  # NaN would differ from itself
     except ValueError:
         return text
     return cast("Any", value) if isinstance(value, dict) else text

@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from regimen.convert.balance import TaskRows, balanced_rows
 from regimen.convert.episodes import (
     Episode,
+    best_first,
     by_task,
     by_task_and_prompt,
     in_task_order,
     lost_ids,
-    num_invalid_arguments,
-    rank,
     task_order,
     text_key,
     with_reasoning,
     without_trailing_observations,
 )
 from regimen.convert.ledger import Ledger
+from regimen.convert.notes import note_episodes
 from regimen.convert.options import BINARY_THRESHOLD, CONTINUOUS_THRESHOLD, ConvertOptions
 from regimen.convert.sidecar import Example, record_of
+from regimen.convert.spelling import spelled
 from regimen.errors import ConvertError
 
 FEW_ROWS = 100
@@ -39,15 +41,36 @@ def reward_threshold(rewards: Sequence[float], asked: float | None) -> float:
 
 def build_sft(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
     """The rows of the episodes that pass every filter; `options` are resolved (no auto, no None threshold)."""
+    candidates = sft_candidates(episodes, options, ledger)
+    if options.balance is not None:
+        groups = by_task(candidates)
+        light = [TaskRows(group[0].environment, task_id, len(group)) for task_id, group in groups.items()]
+        limits = balanced_rows(light, options.balance, options.seed)
+        candidates = [
+            episode
+            for task_id, group in groups.items()
+            for episode in keep_best(group, limits[task_id], "balanced", ledger)
+        ]
+    return sft_examples(candidates, options, ledger)
+
+
+def sft_candidates(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Episode]:
+    """The episodes of whole tasks that pass every filter that looks at one task, in task order."""
     kept = [
         passing for episode in in_task_order(episodes) if (passing := _passing(episode, options, ledger)) is not None
     ]
     distinct = [episode for group in by_task_and_prompt(kept).values() for episode in _distinct(group, ledger)]
-    chosen = [
-        episode for group in by_task(distinct).values() for episode in _capped(group, options.max_per_task, ledger)
+    return [
+        episode
+        for group in by_task(distinct).values()
+        for episode in keep_best(group, options.max_per_task, "capped", ledger)
     ]
-    _note(chosen, ledger)
-    return [_example(episode, options.format) for episode in chosen]
+
+
+def sft_examples(candidates: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
+    """The rows of the candidates that stay."""
+    note_episodes(candidates, options.reasoning, ledger)
+    return [_example(episode, options) for episode in candidates]
 
 
 def _passing(episode: Episode, options: ConvertOptions, ledger: Ledger) -> Episode | None:
@@ -80,9 +103,11 @@ def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
 
 def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     """The first of the best-rewarded episodes for each text; the others are counted as duplicates."""
+    if len(group) == 1:
+        return list(group)
     seen: set[str] = set()
     distinct: list[Episode] = []
-    for episode in sorted(group, key=rank):
+    for episode in sorted(group, key=best_first):
         key = text_key(episode)
         if key in seen:
             ledger.count(episode.key, "duplicate", episode.num_sampled)
@@ -92,38 +117,37 @@ def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     return distinct
 
 
-def _capped(group: list[Episode], limit: int | None, ledger: Ledger) -> list[Episode]:
-    """At most `limit` episodes, the best-rewarded first, back in task order."""
+def keep_best(group: Sequence[Episode], limit: int | None, bucket: str, ledger: Ledger) -> list[Episode]:
+    """At most `limit` episodes, the best-rewarded first and of equal ones the shorter, back in task order."""
     cut = len(group) if limit is None else limit
-    ranked = sorted(group, key=rank)
+    if len(group) <= cut:
+        return sorted(group, key=task_order)
+    ranked = sorted(group, key=best_first)
     for episode in ranked[cut:]:
-        ledger.count(episode.key, "capped", episode.num_sampled)
+        ledger.count(episode.key, bucket, episode.num_sampled)
     return sorted(ranked[:cut], key=task_order)
 
 
-def _note(episodes: Sequence[Episode], ledger: Ledger) -> None:
-    for episode in episodes:
-        ledger.note("rows_with_invalid_arguments", int(num_invalid_arguments(episode) > 0))
-        ledger.note("rows_without_token_ids", int(episode.num_sequences == 0))
-        ledger.note("rows_not_one_sequence", int(episode.num_sequences > 1))
-
-
-def _example(episode: Episode, format_name: str) -> Example:
+def _example(episode: Episode, options: ConvertOptions) -> Example:
     row: dict[str, object]
-    if format_name == "simple":
+    if options.format == "simple":
         row = {"input": episode.prompt[0]["content"], "output": episode.completion[0]["content"]}
     else:
-        row = {"messages": [*episode.prompt, *episode.completion]}
-        if episode.tools:
-            row["tools"] = episode.tools
-    return Example(row=row, make_record=partial(record_of, episode), task_id=episode.task_id, keys=[episode.key])
+        row = spelled({"messages": [*episode.prompt, *episode.completion]}, episode.tools, options.spelling)
+    return Example(
+        row=row,
+        make_record=partial(record_of, episode),
+        task_id=episode.task_id,
+        keys=[episode.key],
+        environment=episode.environment,
+    )
 
 
-def nothing_to_train(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> ConvertError:
-    """Why no row is left, what the rewards looked like, and the threshold that would leave some."""
-    if not episodes:
-        return ConvertError("no scored rollout in the input", fix="collect again, and look at the failures")
-    rewards = sorted((episode.reward for episode in episodes), reverse=True)
+def nothing_to_train(rewards: Sequence[float], options: ConvertOptions, ledger: Ledger) -> ConvertError:
+    """Why no row is left of the rollouts with these rewards, and the threshold that would leave some."""
+    if not rewards:
+        return ConvertError("no scored rollout is left to train on", fix="look at the failures, and at the filters")
+    rewards = sorted(rewards, reverse=True)
     seen = f"{len(rewards)} rewards from {rewards[-1]:g} to {rewards[0]:g}, mean {sum(rewards) / len(rewards):.3g}"
     num_below = ledger.rows_in("below_threshold")
     if num_below == len(rewards):

@@ -114,11 +114,11 @@ def field_of(row: Row, name: str) -> object:
     """The value of a field, or `ABSENT`; a name with dots is a key as it stands, or a path."""
     if name in row:
         return row[name]
-    value: object = row
+    value: Any = row
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return ABSENT
-        value = cast("Row", value)[part]
+        value = value[part]
     return value
 
 
@@ -158,7 +158,7 @@ class _Parser:
 
     def fail(self, expected: str) -> NoReturn:
         """Raise, with a caret under the place, on the one line that errors have."""
-        shown = f"{self.text[: self.start]}^{self.text[self.start :]}"
+        shown = " ".join(f"{self.text[: self.start]}^{self.text[self.start :]}".splitlines())
         seen = repr(self.text[self.start :][:12]) if self.start < len(self.text) else "the end"
         raise UsageError(f"{shown}  (position {self.start + 1}: {seen})", where="--where", expected=expected)
 

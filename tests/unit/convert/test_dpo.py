@@ -1,8 +1,9 @@
 import pytest
 
-from regimen.convert.dpo import balanced, build_dpo, dpo_format, nothing_to_pair, wide_pairs
+from regimen.convert.dpo import build_dpo, dpo_format, nothing_to_pair
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
+from regimen.convert.pairs import balanced, wide_pairs
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
