@@ -3,7 +3,7 @@
 In: an evaluation file (rollouts, task rows, or rows with messages, a prompt or an input), and prompts to look for.
 Out: a `Match` for a prompt that is there. Two prompts are the same when their words are, and near when their sets of
 five-word sequences overlap: the overlap is estimated from 128 minimal hashes, to about 0.04. Only the evaluation side
-is held in memory, some 1 kB a prompt, whatever their length.
+is held in memory, some 2 kB a prompt, whatever their length.
 Refuses, with `ConvertError`: an evaluation file with a line that holds no prompt, or without any.
 """
 
@@ -71,8 +71,8 @@ class Evaluation:
         self.signatures = np.array(signatures, dtype=np.uint64).reshape(len(lines), NUM_HASHES)
         self.band = _band_size(similarity)
         bands = _bands(self.signatures, self.band)
-        self.order = np.argsort(bands, axis=0, kind="stable")
-        self.bands = np.take_along_axis(bands, self.order, axis=0)
+        self.order: NDArray[np.int64] = np.argsort(bands, axis=0, kind="stable")
+        self.bands: Hashes = np.take_along_axis(bands, self.order, axis=0)
 
     def find(self, text: str) -> Match | None:
         """The most similar prompt of the file, where it reaches the similarity asked for."""
@@ -93,9 +93,10 @@ class Evaluation:
     def _candidates(self, bands: Hashes) -> NDArray[np.int64]:
         """Prompts that share a band of minimal hashes, each once."""
         found: list[NDArray[np.int64]] = []
-        for column, value in enumerate(bands):
-            start = int(np.searchsorted(self.bands[:, column], value, side="left"))
-            stop = int(np.searchsorted(self.bands[:, column], value, side="right"))
+        for column in range(len(bands)):
+            values, one = self.bands[:, column], bands[column : column + 1]
+            (start,) = np.searchsorted(values, one, side="left").tolist()
+            (stop,) = np.searchsorted(values, one, side="right").tolist()
             found.append(self.order[start:stop, column])
         return np.unique(np.concatenate(found))
 
@@ -119,7 +120,7 @@ def _prompts(path: Path) -> Iterator[tuple[int, str]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise ConvertError(f"not JSON ({error})", where=f"{path}:{number}") from None
-            text = prompt_of_row(row) if isinstance(row, dict) else None
+            text = prompt_of_row(cast("dict[str, Any]", row)) if isinstance(row, dict) else None
             if text is None:
                 raise ConvertError(
                     "holds no prompt",
@@ -141,7 +142,7 @@ def prompt_of_row(row: Mapping[str, Any]) -> str | None:
 
 
 def prompt_text(params: Mapping[str, Any]) -> str | None:
-    """What the user says in a request before the model has answered; system prompts are alike in every task.
+    """What the user says in a request; system prompts are alike in every task.
 
     A request without a user message is all it says.
     """

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from regimen.convert.balance import MixCount
 from regimen.convert.ledger import LedgerTotals
 from regimen.convert.options import ConvertOptions
+from regimen.convert.screen import Screened
 from regimen.errors import ConvertError
 
 VERSION = 1
@@ -24,7 +26,7 @@ BLOCK = 1 << 20
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was read. `role`: rollouts, tasks or failures."""
+    """A file that was read. `role`: rollouts, tasks, failures or evaluation."""
 
     path: str
     role: str
@@ -62,7 +64,10 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a reader of the folder needs to know. Fingerprints map to the number of scored rows."""
+    """Everything a reader of the folder needs to know. Fingerprints map to the number of scored rows.
+
+    `environments` counts written rows by task name; `verified_rows` is None where nobody asked to verify.
+    """
 
     version: int = VERSION
     created: str
@@ -78,6 +83,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tokenizers: dict[str, int]
     templates: dict[str, int]
     warnings: list[str]
+    environments: dict[str, int] = {}
+    mix: dict[str, MixCount] = {}
+    screened: Screened | None = None
+    verified_rows: int | None = None
 
 
 def tool_version() -> str:

@@ -114,12 +114,14 @@ def field_of(row: Row, name: str) -> object:
     """The value of a field, or `ABSENT`; a name with dots is a key as it stands, or a path."""
     if name in row:
         return row[name]
-    value: Any = row
+    value: object = row
     for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return ABSENT
-        value = value[part]
+        value = _inside(value, part)
     return value
+
+
+def _inside(value: object, name: str) -> object:
+    return cast("dict[str, object]", value).get(name, ABSENT) if isinstance(value, dict) else ABSENT
 
 
 def _names(row: Row) -> Iterator[str]:

@@ -9,14 +9,15 @@ Refuses: a folder in use, options without a meaning for the target, an input tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from regimen.convert import dpo, grpo, sft
-from regimen.convert.episodes import episode_of, num_sampled_ids
+from regimen.convert.balance import MixCount, TaskRows, mixed_tasks
+from regimen.convert.episodes import RowKey, episode_of, num_sampled_ids
 from regimen.convert.folder import folder_written_whole
 from regimen.convert.ledger import FAILED, Ledger
 from regimen.convert.manifest import (
@@ -33,9 +34,11 @@ from regimen.convert.manifest import (
     write_manifest,
 )
 from regimen.convert.options import FORMATS, ConvertOptions, check_for_target, with_reasoning
+from regimen.convert.screen import Screen
 from regimen.convert.sidecar import Example, TaskRecord
 from regimen.convert.split import validation_tasks
 from regimen.errors import ConvertError, RolloutError
+from regimen.pipelines.verify import verify_folder
 from regimen.rollouts.reader import BadRow, Paths, RolloutReader, checked_paths, read_failures
 from regimen.rollouts.records import Rollout
 from regimen.rollouts.siblings import failures_beside, tasks_beside
@@ -45,24 +48,38 @@ QUARANTINE = "quarantine.jsonl"
 
 
 class Target(msgspec.Struct, frozen=True):
-    """How one target is made: a record of each scored rollout, rows of all records, and why there are none."""
+    """How one target is made: a record of each scored rollout, and rows of all records."""
 
     make: Callable[[Rollout], Any]
     build: Callable[[Sequence[Any], ConvertOptions, Ledger], list[Example]]
-    nothing: Callable[[Sequence[Any], ConvertOptions, Ledger], ConvertError]
 
 
 TARGETS = {
-    "sft": Target(episode_of, sft.build_sft, sft.nothing_to_train),
-    "dpo": Target(episode_of, dpo.build_dpo, dpo.nothing_to_pair),
-    "grpo": Target(grpo.task_rollout_of, grpo.build_grpo, grpo.nothing_to_play),
+    "sft": Target(episode_of, sft.build_sft),
+    "dpo": Target(episode_of, dpo.build_dpo),
+    "grpo": Target(grpo.task_rollout_of, grpo.build_grpo),
 }
 
 
+class Mix(msgspec.Struct, frozen=True):
+    """How often each task stands in a mixture, and the counts of each environment; empty where nothing is mixed."""
+
+    copies: dict[str, int] = {}
+    counts: dict[str, MixCount] = {}
+
+
+class Sieve(msgspec.Struct, frozen=True):
+    """Where rows that go no further are decided and counted."""
+
+    screen: Screen
+    ledger: Ledger
+
+
 class Intake(msgspec.Struct):
-    """What was read: records of the scored rollouts, and the totals that the ledger must reach."""
+    """What was read: records of the rollouts that passed the screen, rewards of all that are scored, and totals."""
 
     records: list[Any] = []
+    rewards: list[float] = []
     num_rows: int = 0
     num_tokens: int = 0
     num_bad: int = 0
@@ -78,55 +95,106 @@ def convert(
     *,
     tasks: Path | str | None = None,
     overwrite: bool = False,
+    verify: bool = False,
 ) -> Manifest:
     """Convert rollout files into the folder `out` and return its manifest.
 
+    `verify` reads every written row back and compares it with its rollouts; a difference is a `ConvertError`.
     `tasks` names the task rows where they do not stand beside the rollouts as `*_materialized_inputs.jsonl`.
     """
     options = options or ConvertOptions()
     check_for_target(options, to)
     paths, out, target = checked_paths(rollouts), Path(out).absolute(), TARGETS[to]
-    ledger = Ledger()
+    ledger, screen = Ledger(), Screen(options)
     with folder_written_whole(out, overwrite) as folder:
-        intake = _read(paths, tasks, target, options, ledger, folder, out)
-        resolved = resolve(options, to, intake.records)
-        examples = target.build(intake.records, resolved, ledger)
+        intake = _read(paths, tasks, target, options, Sieve(screen, ledger), folder, out)
+        screened = screen.finish()
+        resolved = resolve(options, to, intake)
+        examples, mix = _mixed(target.build(intake.records, resolved, ledger), intake.records, resolved, ledger)
         if not examples:
-            raise target.nothing(intake.records, resolved, ledger)
-        held_out = validation_tasks(
-            {example.task_id for example in examples}, options.validation_fraction, options.seed
-        )
-        train = [example for example in examples if example.task_id not in held_out]
-        validation = [example for example in examples if example.task_id in held_out]
+            raise nothing_left(to, intake.records, resolved, ledger)
+        train, validation = split(examples, intake.records, resolved, ledger)
         _count_written(intake.records, {"trained": train, "validation": validation}, ledger)
+        train = [repeated for example in train for repeated in [example] * mix.copies.get(example.task_id, 1)]
+        written = _write(folder, train, validation, intake.num_bad)
         manifest = Manifest(
             created=now(),
             tool={"name": "regimen", "version": tool_version()},
             target=to,
             format=resolved.format,
             options=resolved,
-            inputs=_inputs(paths, tasks),
-            rewards=rewards_of([record.reward for record in intake.records]),
+            inputs=_inputs(paths, tasks, options.against),
+            rewards=rewards_of(intake.rewards),
             counts=_counts(intake, train, validation),
             ledger=ledger.close(intake.num_rows, intake.num_tokens),
-            outputs=_write(folder, train, validation, intake.num_bad),
+            outputs=written,
             tokenizers=count_fingerprints(record.tokenizer for record in intake.records),
             templates=count_fingerprints(record.template for record in intake.records),
             warnings=warnings_about(to, intake, train, validation),
+            environments=count_fingerprints(example.environment for example in [*train, *validation]),
+            mix=mix.counts,
+            screened=screened if options.where is not None or options.against is not None else None,
+            verified_rows=verify_folder(folder, paths, tasks, resolved) if verify else None,
         )
         write_manifest(manifest, folder)
     return manifest
 
 
-def resolve(options: ConvertOptions, to: str, records: Sequence[Any]) -> ConvertOptions:
+def nothing_left(to: str, records: Sequence[Any], options: ConvertOptions, ledger: Ledger) -> ConvertError:
+    """Why a conversion leaves no row."""
+    if to == "sft":
+        return sft.nothing_to_train([record.reward for record in records], options, ledger)
+    groups: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        groups.setdefault((record.task_id, record.prompt_key), []).append(record.reward)
+    nothing = dpo.nothing_to_pair if to == "dpo" else grpo.nothing_to_play
+    return nothing(list(groups.values()), options, ledger)
+
+
+def _mixed(
+    examples: list[Example], records: Sequence[Any], options: ConvertOptions, ledger: Ledger
+) -> tuple[list[Example], Mix]:
+    """The examples of the tasks that the mixture keeps, and how often each stands."""
+    if options.mix is None or not examples:
+        return examples, Mix()
+    tasks = list({example.task_id: TaskRows(example.environment, example.task_id) for example in examples}.values())
+    copies, counts = mixed_tasks(tasks, options.mix, options.upsample, options.seed)
+    kept = [example for example in examples if copies[example.task_id]]
+    left_out = [example for example in examples if not copies[example.task_id]]
+    _count_written(records, {"left_out_of_mix": left_out}, ledger)
+    return kept, Mix(copies, counts)
+
+
+def split(
+    examples: Sequence[Example], records: Sequence[Any], options: ConvertOptions, ledger: Ledger
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation rows, by task; a pair across tasks of both sides stands on neither."""
+    task_ids = {task_id for example in examples for task_id in (example.task_id, example.other_task_id) if task_id}
+    held_out = validation_tasks(task_ids, options.validation_fraction, options.seed)
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    apart: list[Example] = []
+    for example in examples:
+        other = example.other_task_id
+        if other is not None and (other in held_out) != (example.task_id in held_out):
+            apart.append(example)
+        else:
+            sides[example.task_id in held_out].append(example)
+    if apart:
+        staying = {key for side in sides for example in side for key in example.keys}
+        _count_written(records, {"no_partner": apart}, ledger, staying)
+        ledger.use("pairs_on_both_sides_dropped", len(apart))
+    return sides
+
+
+def resolve(options: ConvertOptions, to: str, intake: Intake) -> ConvertOptions:
     """`options` with everything that the data decides filled in, as the manifest records it."""
     if to == "dpo":
-        format_name = dpo.dpo_format(records, options.format)
+        format_name = dpo.dpo_format(options.format, [dpo.is_said_in_strings(record) for record in intake.records])
     else:
         format_name = FORMATS[to][0] if options.format == "auto" else options.format
     threshold = options.reward_threshold
     if to != "dpo":
-        threshold = sft.reward_threshold([record.reward for record in records], threshold)
+        threshold = sft.reward_threshold(intake.rewards, threshold)
     resolved = msgspec.structs.replace(options, format=format_name, reward_threshold=threshold)
     return with_reasoning(resolved, format_name)
 
@@ -136,7 +204,7 @@ def _read(
     tasks: Path | str | None,
     target: Target,
     options: ConvertOptions,
-    ledger: Ledger,
+    sieve: Sieve,
     folder: Path,
     out: Path,
 ) -> Intake:
@@ -147,12 +215,12 @@ def _read(
         try:
             with reader:
                 for rollout in reader:
-                    _take(rollout, target, ledger, intake)
+                    _take(rollout, target, sieve, intake)
         finally:
             _set_aside(intake.unmapped, folder / QUARANTINE)
         for path in paths:
             for rollout in read_failures(path):
-                _take(rollout, target, ledger, intake)
+                _take(rollout, target, sieve, intake)
                 intake.num_rows += 1
         intake.num_rows += reader.report.rows
         intake.num_bad += reader.report.bad
@@ -163,18 +231,24 @@ def _read(
             raise
         fix = f"{error.fix or 'mend the rows'}; they are kept, with reasons, in {saved}"
         raise type(error)(error.message, where=error.where, expected=error.expected, fix=fix) from error
-    ledger.count_many("quarantined", reader.report.bad)
+    sieve.ledger.count_many("quarantined", reader.report.bad)
     return intake
 
 
-def _take(rollout: Rollout, target: Target, ledger: Ledger, intake: Intake) -> None:
-    """Count an unscored row, or keep the record of a scored one. Tokens are counted here from the row itself."""
+def _take(rollout: Rollout, target: Target, sieve: Sieve, intake: Intake) -> None:
+    """Count an unscored or screened row, or keep the record of another. Tokens are counted from the row itself."""
+    ledger = sieve.ledger
     key = (rollout.source.path, rollout.source.line)
     num_tokens = num_sampled_ids(rollout)
     intake.num_tokens += num_tokens
     if rollout.reward is None:
         ledger.count(key, f"{FAILED}{rollout.outcome}", num_tokens)
         intake.failed_tasks.add(rollout.task_id)
+        return
+    intake.rewards.append(rollout.reward)
+    bucket = sieve.screen.bucket_of(rollout)
+    if bucket is not None:
+        ledger.count(key, bucket, num_tokens)
         return
     try:
         record = target.make(rollout)
@@ -213,11 +287,17 @@ def _save_quarantine(path: Path, out: Path) -> Path | None:
     return saved
 
 
-def _count_written(records: Sequence[Any], sides: dict[str, list[Example]], ledger: Ledger) -> None:
+def _count_written(
+    records: Sequence[Any],
+    sides: dict[str, list[Example]],
+    ledger: Ledger,
+    counted_elsewhere: Collection[RowKey] = (),
+) -> None:
     tokens = {record.key: record.num_sampled for record in records}
     for bucket, examples in sides.items():
         for key in dict.fromkeys(key for example in examples for key in example.keys):
-            ledger.count(key, bucket, tokens[key])
+            if key not in counted_elsewhere:
+                ledger.count(key, bucket, tokens[key])
 
 
 def _counts(intake: Intake, train: Sequence[Example], validation: Sequence[Example]) -> Counts:
@@ -230,7 +310,7 @@ def _counts(intake: Intake, train: Sequence[Example], validation: Sequence[Examp
     )
 
 
-def _inputs(paths: Sequence[Path], tasks: Path | str | None) -> list[InputFile]:
+def _inputs(paths: Sequence[Path], tasks: Path | str | None, against: str | None) -> list[InputFile]:
     files: list[InputFile] = []
     for path in paths:
         files.append(input_file(path, "rollouts"))
@@ -243,6 +323,8 @@ def _inputs(paths: Sequence[Path], tasks: Path | str | None) -> list[InputFile]:
         )
     if tasks is not None:
         files.append(input_file(Path(tasks), "tasks"))
+    if against is not None:
+        files.append(input_file(Path(against), "evaluation"))
     return files
 
 
