@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -232,9 +232,28 @@ def _is_json_object(text: str) -> bool:
         return False
 
 
-def text_key(episode: Episode) -> str:
+def text_key(episode: Episode) -> bytes:
     """Equal for completions that say the same; call ids, which are random, count only by their order."""
-    return digest(with_numbered_calls(episode.completion))
+    return canonical_bytes(with_numbered_calls(episode.completion))
+
+
+def text_keys(episodes: Sequence[Episode]) -> dict[RowKey, Hashable]:
+    """A key for each episode, equal among these episodes for completions that say the same.
+
+    Contents alone tell most of them apart; only where they do not is everything else looked at.
+    """
+    contents = {
+        episode.key: tuple(_hashable(message["content"]) for message in episode.completion) for episode in episodes
+    }
+    counts = Counter(contents.values())
+    return {
+        episode.key: (found, text_key(episode)) if counts[found := contents[episode.key]] > 1 else found
+        for episode in episodes
+    }
+
+
+def _hashable(content: str | list[dict[str, Any]]) -> str | bytes:
+    return content if isinstance(content, str) else canonical_bytes(content)
 
 
 def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:

@@ -8,11 +8,11 @@ Refuses nothing by itself. Pairs across tasks are decided on light figures (`Lef
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import msgspec
 
-from regimen.convert.episodes import Episode, Message, RowKey, rank, text_key, with_numbered_calls
+from regimen.convert.episodes import Episode, Message, RowKey, rank, text_keys, with_numbered_calls
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.split import task_position
@@ -58,7 +58,7 @@ def pair_group(group: Sequence[Episode], options: ConvertOptions, ledger: Ledger
     if options.strategy == "stratified":
         return _stratified(group, options, ledger)
     wide = wide_pairs(group, options.min_gap)
-    texts = {episode.key: text_key(episode) for episode in group} if wide else {}
+    texts = text_keys(group) if wide else {}
     differing = [pair for pair in wide if texts[pair.chosen.key] != texts[pair.rejected.key]]
     ledger.use("identical_pairs_dropped", len(wide) - len(differing))
     candidates, first = _candidates(differing, group, options)
@@ -142,9 +142,9 @@ def _length_matched(pairs: Sequence[Pair]) -> tuple[list[Pair], Key]:
     return list(nearest.values()), distance
 
 
-def _distinct(pairs: Sequence[Pair], texts: dict[RowKey, str], ledger: Ledger) -> list[Pair]:
+def _distinct(pairs: Sequence[Pair], texts: dict[RowKey, Hashable], ledger: Ledger) -> list[Pair]:
     """The first pair of each two texts."""
-    by_text: dict[tuple[str, str], Pair] = {}
+    by_text: dict[tuple[Hashable, Hashable], Pair] = {}
     for pair in pairs:
         by_text.setdefault((texts[pair.chosen.key], texts[pair.rejected.key]), pair)
     ledger.use("duplicate_pairs_dropped", len(pairs) - len(by_text))
@@ -185,7 +185,7 @@ def _stratified(group: Sequence[Episode], options: ConvertOptions, ledger: Ledge
     ranked = sorted(group, key=rank)
     high = [episode for episode in ranked if episode.reward >= options.high_threshold]
     low = [episode for episode in reversed(ranked) if episode.reward <= options.low_threshold]
-    texts = {episode.key: text_key(episode) for episode in [*high, *low]} if high and low else {}
+    texts = text_keys([*high, *low]) if high and low else {}
     matched = _matched(high, low, texts, options.min_gap)
     distinct = _distinct(matched, texts, ledger)
     chosen = distinct[: options.max_pairs_per_task]
@@ -207,7 +207,9 @@ def _stratified(group: Sequence[Episode], options: ConvertOptions, ledger: Ledge
     return Paired(chosen, left)
 
 
-def _matched(high: Sequence[Episode], low: Sequence[Episode], texts: dict[RowKey, str], min_gap: float) -> list[Pair]:
+def _matched(
+    high: Sequence[Episode], low: Sequence[Episode], texts: dict[RowKey, Hashable], min_gap: float
+) -> list[Pair]:
     """Each high with the next low that says something else and is far enough away."""
     waiting = list(low)
     pairs: list[Pair] = []

@@ -6,7 +6,7 @@ Refuses nothing by itself: every episode it leaves out is counted in the ledger 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 
 from regimen.convert.balance import TaskRows, balanced_rows
@@ -17,8 +17,9 @@ from regimen.convert.episodes import (
     by_task_and_prompt,
     in_task_order,
     lost_ids,
+    rank,
     task_order,
-    text_key,
+    text_keys,
     with_reasoning,
     without_trailing_observations,
 )
@@ -105,10 +106,11 @@ def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     """The first of the best-rewarded episodes for each text; the others are counted as duplicates."""
     if len(group) == 1:
         return list(group)
-    seen: set[str] = set()
+    keys = text_keys(group)
+    seen: set[Hashable] = set()
     distinct: list[Episode] = []
-    for episode in sorted(group, key=best_first):
-        key = text_key(episode)
+    for episode in sorted(group, key=rank):
+        key = keys[episode.key]
         if key in seen:
             ledger.count(episode.key, "duplicate", episode.num_sampled)
         else:

@@ -232,7 +232,9 @@ class _Builder:
 
     def add(self, item: dict[str, Any]) -> None:
         """Take the next item."""
-        kind = item_type(item)
+        kind = item.get("type")
+        if not isinstance(kind, str):
+            kind = item_type(item)
         if kind == "function_call":
             self._add_call(item)
         elif kind == "function_call_output":
