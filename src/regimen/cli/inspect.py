@@ -18,8 +18,9 @@ from regimen.diagnosis.findings import Finding
 from regimen.diagnosis.recommend import Recommendation
 from regimen.errors import RolloutError
 from regimen.pipelines.inspect import Inspection, inspect_rollouts
+from regimen.rollouts.moments import Summary
 from regimen.rollouts.reader import ReadReport
-from regimen.rollouts.statistics import Rewards, Statistics, Summary
+from regimen.rollouts.statistics import Rewards, Statistics
 from regimen.rollouts.writer import encode_row
 
 BAR = 30

@@ -11,10 +11,12 @@ from pathlib import Path
 import msgspec
 
 from regimen.diagnosis.checks import Diagnosis
-from regimen.diagnosis.findings import ORDER, Finding
+from regimen.diagnosis.findings import Finding, in_order
+from regimen.diagnosis.reading import reading_findings
 from regimen.diagnosis.recommend import Recommendation, quoted_paths, recommend
 from regimen.diagnosis.thresholds import DEFAULT_THRESHOLDS, Thresholds
 from regimen.errors import RolloutError
+from regimen.rollouts.contents import contents_of
 from regimen.rollouts.reader import Paths, ReadReport, RolloutReader
 from regimen.rollouts.statistics import Statistics, StatisticsCollector
 
@@ -45,15 +47,16 @@ def inspect_rollouts(
     with RolloutReader(paths, quarantine=quarantine, tasks=tasks, max_bad=max_bad, overwrite=overwrite) as reader:
         try:
             for rollout in reader:
-                statistics.add(rollout)
-                diagnosis.add(rollout)
+                contents = contents_of(rollout.output)
+                statistics.add(rollout, contents)
+                diagnosis.add(rollout, contents)
         except RolloutError as problem:
             if not (reader.report.good and reader.report.bad):
                 raise
             error = str(problem)
     measured = statistics.finish()
-    findings = [*_bad_rows(reader.report), *diagnosis.finish(measured, sum(reader.report.failures.values()))]
-    findings.sort(key=lambda found: ORDER.index(found.severity))
+    failed = sum(reader.report.failures.values())
+    findings = in_order([*reading_findings(reader.report), *diagnosis.finish(measured, failed)])
     path = quoted_paths([str(path) for path in reader.paths])
     return Inspection(
         read=reader.report,
@@ -62,19 +65,3 @@ def inspect_rollouts(
         recommendation=recommend(measured, findings, path, thresholds),
         error=error,
     )
-
-
-def _bad_rows(report: ReadReport) -> list[Finding]:
-    if not report.bad:
-        return []
-    kept = f"they are in {report.quarantine}" if report.quarantine else "keep them with --quarantine FILE"
-    return [
-        Finding(
-            code="bad_rows",
-            severity="warning",
-            count=report.bad,
-            message=f"{report.bad} of {report.rows} rows could not be read: {next(iter(report.reasons))}",
-            example=report.first_bad,
-            fix=f"mend the writer or the rows; {kept}",
-        )
-    ]

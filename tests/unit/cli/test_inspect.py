@@ -37,8 +37,8 @@ def test_figures_problems_and_plan_fit_eighty_columns(run):
         "price_of 8, give_total 4",
         "many_failures: 2 of 6 episodes failed",
         "fix: ",
-        "recommendation: 50% success with variance to learn from: GRPO.",
-        "2. Train with GRPO",
+        "recommendation: Only 4 rollouts: collect more before trusting a plan.",
+        "3. Train with GRPO",
         f"$ regimen convert {DATA / 'shop.jsonl'} --to grpo --out grpo_data",
     ):
         assert expected in text

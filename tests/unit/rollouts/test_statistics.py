@@ -2,18 +2,11 @@ import math
 
 import pytest
 
+from regimen.rollouts.contents import arguments_are_object, num_turns
+from regimen.rollouts.moments import Summary, summarize
 from regimen.rollouts.reader import read_failures, read_rollouts
 from regimen.rollouts.records import Source, rollout_from_row
-from regimen.rollouts.statistics import (
-    Bin,
-    PassAt,
-    Summary,
-    arguments_are_object,
-    collect_statistics,
-    num_turns,
-    pass_at_k,
-    summarize,
-)
+from regimen.rollouts.statistics import Bin, PassAt, collect_statistics, pass_at_k
 
 
 def rollouts(*groups, **fields):
