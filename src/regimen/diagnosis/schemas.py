@@ -22,16 +22,22 @@ class Schemas:
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
         self._lists: dict[int, bool] = {}
+        self._last: tuple[object, bool] = (None, False)
         self._keys: frozenset[str] | None = None
 
     def tools_differ(self, tools: object) -> bool:
         """Whether a tool in this row's list has other parameters than the first tool of its name."""
         if not isinstance(tools, list) or not tools:
             return False
-        key = hash(canonical_bytes(cast("object", tools)))
+        if tools != self._last[0]:  # usually the same as in the row before, which is quickly seen
+            self._last = (cast("object", tools), self._differ(cast("list[Any]", tools)))
+        return self._last[1]
+
+    def _differ(self, tools: list[Any]) -> bool:
+        key = hash(canonical_bytes(tools))
         found = self._lists.get(key)
         if found is None:
-            found = sum(map(self._differs, cast("list[Any]", tools))) > 0  # a sum, so that every tool becomes known
+            found = sum(map(self._differs, tools)) > 0  # a sum, so that every tool becomes known
             if len(self._lists) < MOST:
                 self._lists[key] = found
         return found
