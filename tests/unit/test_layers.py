@@ -121,7 +121,10 @@ ROW = (
     [
         ["--help"],
         ["version"],
-        *[[verb, "--help"] for verb in ("collect", "inspect", "convert", "train", "evaluate", "iterate", "quickstart")],
+        *[
+            [verb, "--help"]
+            for verb in ("collect", "inspect", "doctor", "convert", "train", "evaluate", "iterate", "quickstart")
+        ],
         ["inspect", "rollouts.jsonl"],
         ["convert", "rollouts.jsonl", "--to", "sft", "--out", "sft"],
         ["evaluate", "--rollouts", "rollouts.jsonl"],

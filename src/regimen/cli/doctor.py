@@ -25,7 +25,7 @@ def doctor(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Values to set: policy.max_total_sequence_length=4096", show_default=False),
+        typer.Argument(help="Values to set: data.train.data_path=train.jsonl", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     device_memory: Annotated[
@@ -73,7 +73,8 @@ def _lines(checkup: Checkup) -> list[tuple[str, str]]:
 
 
 def _schedule(plan: Schedule) -> str:
-    return f"{plan.size:,} {plan.unit} by {plan.batch:,}: {plan.steps_per_epoch:,} steps an epoch, {plan.total_steps:,} in all"
+    steps = f"{plan.steps_per_epoch:,} steps an epoch, {plan.total_steps:,} in all"
+    return f"{plan.size:,} {plan.unit} by {plan.batch:,}: {steps}"
 
 
 def _memory(estimate: MemoryEstimate | None) -> str:

@@ -19,7 +19,7 @@ ASKED_ROLES = ("user", "system", "developer")
 # Options to choose from hold the right one; it is no leak.
 _OPTIONS = re.compile(r"^\s*\(?[A-Ha-h1-8][).:]\s", re.MULTILINE)
 _ANSWERING = r"\b(?:answer|solution|ground[ _]truth|expected[ _]output)(?:\s+(?:is|are))?\s*[:=]?\s*[\"'(\[*`$]*"
-_CALCULATION = r"(?!\w|[.,]\d|\s*[-+*/^=×÷<>%])"
+_CALCULATION = r"(?!\w|[.,]\d|\s*(?:[-+/^=×÷<>%]|\*(?!\*)))"  # two stars are bold type
 _SHORT = 2
 _NAMES = frozenset(ANSWER_FIELDS)
 Fields = Mapping[str, Any]
