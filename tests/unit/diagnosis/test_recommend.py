@@ -193,9 +193,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("groups", "given", "rule", "expected"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
-)
+@pytest.mark.parametrize(("name", "groups", "given", "rule", "expected"), CASES, ids=[case[0] for case in CASES])
 def test_constructed_cases(episodes, name, groups, given, rule, expected):
     found = plan(episodes(*groups, **given))
     assert (found.rule, actions(found)) == (rule, expected)
