@@ -35,7 +35,9 @@ def _is_empty(rollout: Rollout, contents: Contents) -> bool:
     return not text.strip() and output[-1].get("role") == "assistant"
 
 
-def _breaks_tokens(rollout: Rollout, _: Contents) -> bool:
+def _breaks_tokens(rollout: Rollout, contents: Contents) -> bool:
+    if not contents.has_ids:
+        return False
     seen: list[int] = []
     for item in rollout.output:
         sampled = item.get(SAMPLED_IDS)

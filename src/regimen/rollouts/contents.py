@@ -21,12 +21,15 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class Contents(msgspec.Struct, frozen=True):
     """`num_malformed` counts calls whose arguments are no JSON object; `num_turns` counts model calls.
 
+    `has_ids`: some item carries sampled token ids.
+
     `spoken` is a hash of what the model said and called, without ids: equal within one process for equal words.
     """
 
     calls: list[Item]
     num_malformed: int
     num_turns: int
+    has_ids: bool
     spoken: int
 
 
@@ -56,7 +59,7 @@ def contents_of(output: Sequence[Item]) -> Contents:
         speaking = by_model
         if SAMPLED_IDS in item:
             with_ids += item[SAMPLED_IDS] is not None
-    return Contents(calls, malformed, with_ids or stretches, hash("\n".join(words)))
+    return Contents(calls, malformed, with_ids or stretches, with_ids > 0, hash("\n".join(words)))
 
 
 def num_turns(output: Sequence[Item]) -> int:

@@ -168,8 +168,8 @@ class StatisticsCollector:
     def _add_output(self, rollout: Rollout, contents: Contents) -> None:
         self._items.add(len(rollout.output))
         self._turns.add(contents.num_turns)
-        tokens, has_ids = num_output_tokens(rollout)
-        self._token_rows += has_ids
+        tokens = num_output_tokens(rollout, contents)
+        self._token_rows += contents.has_ids
         if tokens is not None:
             self._tokens.add(tokens)
         self._offering += bool(rollout.params.get("tools"))
@@ -335,12 +335,11 @@ def _histogram(values: Floats) -> list[Bin]:
     return [Bin(places[i], places[i + 1], int(counts[i])) for i in range(NUM_BINS)]
 
 
-def num_output_tokens(rollout: Rollout) -> tuple[int | None, bool]:
-    """Number of sampled tokens, from the token ids or else from the response's usage; and whether ids were there."""
-    ids = [item["generation_token_ids"] for item in rollout.output if item.get("generation_token_ids") is not None]
-    if ids:
-        return sum(map(len, ids)), True
+def num_output_tokens(rollout: Rollout, contents: Contents) -> int | None:
+    """Number of sampled tokens: from the token ids, or else from the response's usage."""
+    if contents.has_ids:
+        return sum(len(item["generation_token_ids"] or ()) for item in rollout.output if "generation_token_ids" in item)
     response = rollout.row.get("response")
     usage = cast("dict[str, Any]", response).get("usage") if isinstance(response, dict) else rollout.row.get("usage")
     tokens = cast("dict[str, Any]", usage).get("output_tokens") if isinstance(usage, dict) else None
-    return (tokens if type(tokens) is int else None), False
+    return tokens if type(tokens) is int else None
