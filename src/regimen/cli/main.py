@@ -44,6 +44,10 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(
         "Convert rollouts into SFT, DPO or GRPO rows, with every row accounted for.", "regimen.cli.convert:convert"
     ),
+    "export": Verb(
+        "Write a training configuration and its data for another trainer: NeMo RL or TRL.",
+        "regimen.cli.export:export",
+    ),
     "train": Verb(
         "Train a model by SFT, DPO or GRPO from a configuration file.",
         "regimen.cli.train:train",
