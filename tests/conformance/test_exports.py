@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.fixtures.tiny_model import save_tiny_model
 
 from regimen.pipelines.export import export
 from regimen.registry import PARTS
-from tests.fixtures.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "tests" / "fixtures" / "export" / "nemo_rl_schema.tsv"
@@ -305,10 +305,7 @@ def undeclared(config: dict[str, Any], algorithm: str) -> list[str]:
     return [
         key
         for key in dotted(config)
-        if key not in known
-        and key not in parents
-        and not key.startswith(tuple(free))
-        and not UNDECLARED.fullmatch(key)
+        if key not in known and key not in parents and not key.startswith(tuple(free)) and not UNDECLARED.fullmatch(key)
     ]
 
 
@@ -533,8 +530,7 @@ TRAINED = """
 import json, train
 trainer = train.make_trainer()
 row = trainer.train_dataset[0]
-marks = row["assistant_masks"]
-kept = [token for token, mark in zip(row["input_ids"], marks) if mark]
+kept = [token for token in row["labels"] if token != -100]
 print(json.dumps(trainer.processing_class.decode(kept)))
 """
 

@@ -48,6 +48,8 @@ def nemo_rl_config(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
     said = merge(_given_keys(request), _own_keys(request, data))
     tree = merge(values, _escaped(_without_new_nulls(said, values)))
     tree["data"] = {**tree["data"], **_data(request, data)}
+    if "env" in tree:
+        tree["env"] = said["env"]  # the example's environment is not one of this data
     set_batches(tree, request, {name: entry.num_rows for name, entry in data.items()})
     return _linked(_ordered(tree, request.config.algorithm), values)
 
