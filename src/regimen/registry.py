@@ -28,6 +28,10 @@ PARTS: dict[str, dict[str, str]] = {
         "jsonl": "regimen.tracking.jsonl:JsonLinesTracker",
         "tensorboard": "regimen.tracking.tensorboard:TensorBoardTracker",
     },
+    "export": {
+        "nemo-rl": "regimen.convert.export.nemo_rl:export_nemo_rl",
+        "trl": "regimen.convert.export.trl:export_trl",
+    },
 }
 
 

@@ -114,3 +114,14 @@ def test_flops_of_a_forest(part: Any) -> None:
     layer = 2 * 16 + 2 * 8 + 72
     expected = 6 * (3 * layer * 5 + 10 * 4 * 3) + 12 * 3 * 4 * 13
     assert part("flops").training_flops(config, forest) == expected
+
+
+def test_conversion_is_compared_on_equal_rows(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, str(ROOT / "benchmarks" / "convert.py"), "--sizes", "0.004", "--output", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr  # it stops where the contestants write different rows
+    results = json.loads((tmp_path / "convert.json").read_text(encoding="utf-8"))
+    assert [result["target"] for result in results] == ["sft", "dpo", "grpo"]
+    assert all(result["rows"] == 280 and result["one"]["seconds"] > 0 for result in results)
+    assert len((tmp_path / "convert.md").read_text(encoding="utf-8").splitlines()) == 5

@@ -116,14 +116,32 @@ ROW = (
 )
 
 
+EXPORTED = ["data.train.data_path=pairs.jsonl", "sft.val_period=0", "sft.val_at_start=false"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["--help"],
         ["version"],
-        *[[verb, "--help"] for verb in ("collect", "inspect", "convert", "train", "evaluate", "iterate", "quickstart")],
+        *[
+            [verb, "--help"]
+            for verb in (
+                "collect",
+                "inspect",
+                "doctor",
+                "convert",
+                "export",
+                "train",
+                "evaluate",
+                "iterate",
+                "quickstart",
+            )
+        ],
         ["inspect", "rollouts.jsonl"],
         ["convert", "rollouts.jsonl", "--to", "sft", "--out", "sft"],
+        ["export", "nemo-rl", "sft", "--out", "nemo", "data.train.dataset_name=ResponseDataset", *EXPORTED],
+        ["export", "trl", "sft", "--out", "trl", "data.train.dataset_name=ResponseDataset", *EXPORTED],
         ["evaluate", "--rollouts", "rollouts.jsonl"],
     ],
     ids=" ".join,
@@ -132,6 +150,7 @@ def test_quick_command_imports_no_tensor_library(words: list[str], tmp_path: Pat
     """The command works, in a process of its own, and has loaded no tensor library when it ends."""
     rows = [ROW.replace("TASK", str(task)).replace("REWARD", str(task % 2)) for task in range(40)]
     (tmp_path / "rollouts.jsonl").write_text("".join(rows), encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text('{"input": "q", "output": "a"}\n' * 40, encoding="utf-8")
     program = (
         "import sys; from regimen.cli.main import main; code = main(sys.argv[1:]); "
         f"print('LOADED', sorted(set(sys.modules) & {TENSOR_LIBRARIES!r})); sys.exit(code)"

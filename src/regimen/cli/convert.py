@@ -18,8 +18,17 @@ from rich.table import Table
 
 from regimen.convert.ledger import meaning_of
 from regimen.convert.manifest import Manifest
-from regimen.convert.options import DEFAULT_MAX_PAIRS, DEFAULT_MIN_GAP, ConvertOptions
+from regimen.convert.options import (
+    DEFAULT_HIGH,
+    DEFAULT_LOW,
+    DEFAULT_MAX_PAIRS,
+    DEFAULT_MIN_GAP,
+    DEFAULT_SIMILARITY,
+    ConvertOptions,
+    parse_mix,
+)
 from regimen.pipelines.convert import convert as convert_rollouts
+from regimen.pipelines.convert import processes_for
 
 
 class TargetChoice(StrEnum):
@@ -39,11 +48,29 @@ class ReasoningChoice(StrEnum):
     drop = "drop"
 
 
+class EngineChoice(StrEnum):
+    """Where the second pass runs."""
+
+    local = "local"
+    ray = "ray"
+
+
 class StrategyChoice(StrEnum):
     """How rollouts of a task are paired."""
 
     same_prompt = "same_prompt"
     all_pairs = "all_pairs"
+    halves = "halves"
+    length_matched = "length_matched"
+    branches = "branches"
+    stratified = "stratified"
+
+
+class SpellingChoice(StrEnum):
+    """How tool calls and tools are spelled."""
+
+    openai = "openai"
+    nemo_rl = "nemo_rl"
 
 
 def convert(
@@ -54,6 +81,13 @@ def convert(
         str,
         typer.Option("--format", help="sft: openai, simple; dpo: preference, binary; grpo: gym, response."),
     ] = "auto",
+    spelling: Annotated[
+        SpellingChoice,
+        typer.Option(help="sft, dpo: tool calls and tools nested as OpenAI has them, or flat as in NeMo RL's guides."),
+    ] = SpellingChoice.openai,
+    where: Annotated[
+        str | None, typer.Option(help="Condition on row fields, such as 'accuracy>=0.8 and set_overlap>0.9'.")
+    ] = None,
     reward_threshold: Annotated[
         float | None,
         typer.Option(help="Least reward to keep (sft) or to count as solved (grpo). [default: 1 if binary, else 0.95]"),
@@ -62,40 +96,92 @@ def convert(
     require_tool_use: Annotated[
         bool, typer.Option("--require-tool-use", help="sft: keep only episodes with a tool call.")
     ] = False,
-    max_per_task: Annotated[int | None, typer.Option(help="sft: at most this many rows per task.")] = None,
+    max_per_task: Annotated[
+        int | None,
+        typer.Option("--best-of", "--max-per-task", help="sft: keep the best N of a task, of equal ones the shorter."),
+    ] = None,
     min_turns: Annotated[int, typer.Option(help="sft: least number of model calls.")] = 1,
-    strategy: Annotated[
-        StrategyChoice, typer.Option(help="dpo: best against worst, or all pairs of a task.")
-    ] = StrategyChoice.same_prompt,
+    balance: Annotated[
+        float | None, typer.Option(help="sft: no environment has more than K times the rows of the smallest.")
+    ] = None,
+    strategy: Annotated[StrategyChoice, typer.Option(help="dpo: how answers are paired.")] = StrategyChoice.same_prompt,
     min_gap: Annotated[float, typer.Option(help="dpo: least difference of rewards.")] = DEFAULT_MIN_GAP,
-    max_pairs_per_task: Annotated[int, typer.Option(help="dpo: limit for all_pairs.")] = DEFAULT_MAX_PAIRS,
+    max_pairs_per_task: Annotated[
+        int, typer.Option(help="dpo: limit for every strategy but same_prompt.")
+    ] = DEFAULT_MAX_PAIRS,
+    high_threshold: Annotated[float, typer.Option(help="stratified: least reward of a chosen row.")] = DEFAULT_HIGH,
+    low_threshold: Annotated[float, typer.Option(help="stratified: largest reward of a rejected row.")] = DEFAULT_LOW,
+    across_tasks: Annotated[
+        bool, typer.Option("--across-tasks", help="stratified: pair what is left with rows of other tasks.")
+    ] = False,
     min_pass_rate: Annotated[float, typer.Option(help="grpo: drop tasks solved less often.")] = 0.0,
     max_pass_rate: Annotated[float, typer.Option(help="grpo: drop tasks solved more often.")] = 1.0,
+    with_pass_rate: Annotated[
+        bool, typer.Option("--with-pass-rate", help="grpo: a field pass_rate in each row.")
+    ] = False,
+    mix: Annotated[str | None, typer.Option(help="grpo: shares of environments, such as calculator=2,mcqa=1.")] = None,
+    upsample: Annotated[bool, typer.Option("--upsample", help="Reach the shares of --mix by repeating rows.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Evaluation file; rows whose prompt is in it, or nearly, are left out.")
+    ] = None,
+    against_similarity: Annotated[
+        float, typer.Option(help="Overlap of five-word sequences from which a prompt is nearly the same.")
+    ] = DEFAULT_SIMILARITY,
     validation_fraction: Annotated[float, typer.Option(help="Share of tasks that validate.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     tasks: Annotated[Path | None, typer.Option(help="Task rows, where they do not stand beside the rollouts.")] = None,
     max_bad: Annotated[float, typer.Option(help="Share of unreadable rows to accept.")] = 0.01,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every row back and compare it with its rollouts.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes work. [default: one per core, for large files]")
+    ] = None,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="Where they work: here, or on a Ray cluster.")
+    ] = EngineChoice.local,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a converted folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Convert rollouts into SFT, DPO or GRPO rows, with every row accounted for."""
     options = ConvertOptions(
         format=format_name,
+        spelling=spelling.value,
+        where=where,
         reward_threshold=reward_threshold,
         reasoning=reasoning.value,
         require_tool_use=require_tool_use,
         max_per_task=max_per_task,
         min_turns=min_turns,
+        balance=balance,
         strategy=strategy.value,
         min_gap=min_gap,
         max_pairs_per_task=max_pairs_per_task,
+        high_threshold=high_threshold,
+        low_threshold=low_threshold,
+        across_tasks=across_tasks,
         min_pass_rate=min_pass_rate,
         max_pass_rate=max_pass_rate,
+        with_pass_rate=with_pass_rate,
+        mix=None if mix is None else parse_mix(mix),
+        upsample=upsample,
+        against=None if against is None else str(against),
+        against_similarity=against_similarity,
         validation_fraction=validation_fraction,
         seed=seed,
         max_bad=max_bad,
     )
-    manifest = convert_rollouts(rollouts, to.value, out, options, tasks=tasks, overwrite=overwrite)
+    manifest = convert_rollouts(
+        rollouts,
+        to.value,
+        out,
+        options,
+        tasks=tasks,
+        overwrite=overwrite,
+        verify=verify,
+        num_processes=processes or processes_for(rollouts),
+        engine="ray" if engine is EngineChoice.ray else "local",
+    )
     if json:
         typer.echo(msgspec.json.encode(manifest).decode())
     else:
@@ -107,11 +193,28 @@ def print_manifest(manifest: Manifest, out: Path, console: Console) -> None:
     console.print(ledger_table(manifest))
     for name, count in {**manifest.ledger.uses, **manifest.ledger.notes}.items():
         console.print(f"  {name.replace('_', ' ')}: {count}", highlight=False)
+    for line in extra_lines(manifest):
+        console.print(f"  {line}", highlight=False)
     console.print(f"written to {escape(str(out))}, as {manifest.target} rows ({manifest.format}):", highlight=False)
     for file in manifest.outputs:
         console.print(f"  {file.name:<22} {file.rows:>7,} rows {file.size:>12,} bytes", highlight=False)
     for warning in manifest.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+
+
+def extra_lines(manifest: Manifest) -> list[str]:
+    """What only some conversions have to tell: missing fields, contamination, the mixture, verified rows."""
+    lines: list[str] = []
+    if (screened := manifest.screened) is not None:
+        lines += [f"rows without the field {escape(name)}: {n:,}" for name, n in screened.missing_fields.items()]
+        if screened.evaluation_prompts:
+            lines.append(f"rows with a prompt of the evaluation: {screened.exact_rows:,}")
+            lines.append(f"rows with nearly such a prompt: {screened.near_rows:,}")
+    for name, count in manifest.mix.items():
+        lines.append(f"{escape(name)}: {count.tasks_kept:,} of {count.tasks_seen:,} tasks, {count.rows:,} rows")
+    if manifest.verified_rows is not None:
+        lines.append(f"verified rows: {manifest.verified_rows:,}")
+    return lines
 
 
 def ledger_table(manifest: Manifest) -> Table:

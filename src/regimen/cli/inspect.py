@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import markup
 from rich.console import Console
 from rich.table import Table
 
-from regimen.diagnosis.findings import Finding
+from regimen.cli.findings import escape, print_findings
 from regimen.diagnosis.recommend import Recommendation
 from regimen.errors import RolloutError
 from regimen.pipelines.inspect import Inspection, inspect_rollouts
+from regimen.rollouts.moments import Summary
 from regimen.rollouts.reader import ReadReport
-from regimen.rollouts.statistics import Rewards, Statistics, Summary
+from regimen.rollouts.statistics import Rewards, Statistics
 from regimen.rollouts.writer import encode_row
 
 BAR = 30
 SHOWN = 8
-COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 def inspect(
@@ -36,9 +35,25 @@ def inspect(
     tasks: Annotated[Path | None, typer.Option(help="Task rows, where they do not stand beside the rollouts.")] = None,
     max_bad: Annotated[float, typer.Option(help="Share of unreadable rows to accept.")] = 0.01,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the quarantine file.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or hub name: look at the tokens too, with its tokenizer.")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="Template instead of the tokenizer's own: a file, or 'tools'. Needs --model.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens that a training sequence may have.")] = None,
 ) -> None:
     """Show what rollouts hold, the problems in them with their fix, and a plan."""
-    inspection = inspect_rollouts(rollouts, quarantine=quarantine, tasks=tasks, max_bad=max_bad, overwrite=overwrite)
+    inspection = inspect_rollouts(
+        rollouts,
+        quarantine=quarantine,
+        tasks=tasks,
+        max_bad=max_bad,
+        overwrite=overwrite,
+        model=model,
+        chat_template=chat_template,
+        max_length=max_length,
+    )
     if json:
         typer.echo(encode_row(inspection).decode(), nl=False)
     else:
@@ -150,22 +165,6 @@ def print_histogram(rewards: Rewards, console: Console) -> None:
         console.print(f"  {label:>16}  {bar} {part.count:,}")
 
 
-def print_findings(findings: list[Finding], console: Console) -> None:
-    """Each problem with its place and its fix."""
-    console.print("[bold]problems[/bold]" + ("" if findings else ": none found"))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", no_wrap=True, width=8)
-    table.add_column(overflow="fold")
-    for found in findings:
-        colour = COLOURS[found.severity]
-        lines = [f"{found.code}: {found.message}", f"fix: {found.fix}"]
-        if found.example is not None:
-            lines.insert(1, f"example: {found.example}")
-        table.add_row(f"[{colour}]{found.severity}[/{colour}]", escape("\n".join(lines)))
-    if findings:
-        console.print(table)
-
-
 def print_plan(plan: Recommendation, console: Console) -> None:
     """The recommendation as a numbered list, commands on lines of their own."""
     console.print(f"[bold]recommendation:[/bold] {escape(plan.summary)}")
@@ -177,11 +176,6 @@ def print_plan(plan: Recommendation, console: Console) -> None:
         console.print(table)
         for command in step.commands:  # never broken, so that it can be copied
             console.print(f"     [green]$ {escape(command)}[/green]", soft_wrap=True)
-
-
-def escape(text: str) -> str:
-    """Text from the data, safe for the screen: no markup, and lone surrogates written out."""
-    return markup.escape(text.encode(errors="backslashreplace").decode())
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -41,8 +41,16 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb(
         "Say what is in a rollouts file, what is wrong with it and what to do next.", "regimen.cli.inspect:inspect"
     ),
+    "doctor": Verb(
+        "Say what would go wrong in a training run: data, tokenizer, lengths, batches, memory.",
+        "regimen.cli.doctor:doctor",
+    ),
     "convert": Verb(
         "Convert rollouts into SFT, DPO or GRPO rows, with every row accounted for.", "regimen.cli.convert:convert"
+    ),
+    "export": Verb(
+        "Write a training configuration and its data for another trainer: NeMo RL or TRL.",
+        "regimen.cli.export:export",
     ),
     "train": Verb(
         "Train a model by SFT, DPO or GRPO from a configuration file.",

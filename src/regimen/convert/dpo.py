@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to the very same prompt of the same task, the better one chosen.
+"""Preference rows: two answers, the better one chosen, to the very same prompt unless pairs across tasks are asked for.
 
 In: scored `Episode`s. Out: `{context, completions}` rows (`preference`) or `{prompt, chosen, rejected}` (`binary`).
 Failed episodes are no `Episode`s, so they are never rejected answers. A row may stand in several pairs: it is
@@ -7,67 +7,65 @@ counted once as a row, and each time as a use. Refuses nothing by itself: what i
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-
-import msgspec
 
 from regimen.convert.episodes import (
     Episode,
     by_task_and_prompt,
     in_task_order,
     lost_ids,
-    num_invalid_arguments,
-    rank,
-    text_key,
     with_reasoning,
     without_trailing_observations,
 )
 from regimen.convert.ledger import Ledger
+from regimen.convert.notes import note_episodes
 from regimen.convert.options import ConvertOptions
+from regimen.convert.pairs import (
+    TOLERANCE,
+    Pair,
+    Paired,
+    conversation,
+    leftover_of,
+    num_shared,
+    pair_across_tasks,
+    pair_group,
+)
 from regimen.convert.sidecar import Example, PairRecord, record_of
+from regimen.convert.spelling import spelled
 from regimen.errors import ConvertError
 
-# Rewards are sums and means of floats: 1.0 - 0.8 must reach a gap of 0.2.
-TOLERANCE = 1e-9
 
-
-class Pair(msgspec.Struct, frozen=True):
-    """Two episodes of one group; `gap` is the difference of their rewards."""
-
-    chosen: Episode
-    rejected: Episode
-    gap: float
-
-
-def dpo_format(episodes: Sequence[Episode], asked: str) -> str:
-    """One format for the whole file: strings only when strings lose nothing of any episode."""
-    if asked != "auto":
-        return asked
-    is_simple = all(
-        without_trailing_observations(episode).is_single_message and not episode.has_reasoning for episode in episodes
-    )
-    return "binary" if episodes and is_simple else "preference"
+def is_said_in_strings(episode: Episode) -> bool:
+    """Whether one string holds all that the model answered."""
+    return without_trailing_observations(episode).is_single_message and not episode.has_reasoning
 
 
 def build_dpo(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
     """The rows of the chosen pairs; `options` are resolved (no auto)."""
+    paired = pair_tasks(episodes, options, ledger)
+    pairs = [*paired.pairs, *join_across(paired.left, options, ledger)]
+    return dpo_examples(pairs, options, ledger)
+
+
+def pair_tasks(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> Paired:
+    """The pairs within each task of `episodes`, which holds whole tasks; and what may be paired across tasks."""
     usable: list[Episode] = []
     for episode in in_task_order(episodes):
-        prepared = without_trailing_observations(with_reasoning(episode, options.reasoning))
-        bucket = _refused_by(prepared, options)
-        ledger.note("token_ids_dropped_with_reasoning", int(lost_ids(episode, prepared)))
+        ready = prepared(episode, options)
+        bucket = _refused_by(ready, options)
+        ledger.note("token_ids_dropped_with_reasoning", int(lost_ids(episode, ready)))
         if bucket is None:
-            usable.append(prepared)
+            usable.append(ready)
         else:
             ledger.count(episode.key, bucket, episode.num_sampled)
-    limit = 1 if options.strategy == "same_prompt" else options.max_pairs_per_task
-    pairs: list[Pair] = []
-    for group in by_task_and_prompt(usable).values():
-        pairs.extend(_pairs_of(group, options, limit, ledger))
-    _note(pairs, ledger)
-    return [_example(pair, options.format) for pair in pairs]
+    groups = [pair_group(group, options, ledger) for group in by_task_and_prompt(usable).values()]
+    return Paired([pair for group in groups for pair in group.pairs], [row for group in groups for row in group.left])
+
+
+def prepared(episode: Episode, options: ConvertOptions) -> Episode:
+    """The episode as it is compared and written: its reasoning as asked for, ending with what the model wrote."""
+    return without_trailing_observations(with_reasoning(episode, options.reasoning))
 
 
 def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
@@ -78,96 +76,33 @@ def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
     return None
 
 
-def _pairs_of(group: Sequence[Episode], options: ConvertOptions, limit: int, ledger: Ledger) -> list[Pair]:
-    """The pairs of one group; every episode of the group that is in none of them is counted."""
-    wide = wide_pairs(group, options.min_gap)
-    keys = {episode.key: text_key(episode) for episode in group}
-    differing = [pair for pair in wide if keys[pair.chosen.key] != keys[pair.rejected.key]]
-    ledger.use("identical_pairs_dropped", len(wide) - len(differing))
-    by_text: dict[tuple[str, str], Pair] = {}
-    for pair in differing:
-        by_text.setdefault((keys[pair.chosen.key], keys[pair.rejected.key]), pair)
-    distinct = list(by_text.values())
-    ledger.use("duplicate_pairs_dropped", len(differing) - len(distinct))
-    chosen = balanced(distinct, limit)
-    ledger.use("pairs_over_the_limit", len(distinct) - len(chosen))
-    _count_unpaired(group, [chosen, distinct, differing, wide], options, ledger)
-    return chosen
+def join_across(left: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Pair]:
+    """The pairs across tasks of the rows left, and those that stay alone counted."""
+    by_key = {episode.key: episode for episode in left}
+    keys = pair_across_tasks(map(leftover_of, left), options)
+    pairs = [Pair(by_key[one], by_key[other], by_key[one].reward - by_key[other].reward) for one, other in keys]
+    paired = {key for pair in pairs for key in pair.keys}
+    for episode in left:
+        if episode.key not in paired:
+            ledger.count(episode.key, "no_partner", episode.num_sampled)
+    ledger.use("pairs_across_tasks", len(pairs))
+    return pairs
 
 
-def wide_pairs(group: Sequence[Episode], min_gap: float) -> list[Pair]:
-    """All pairs of `group` whose rewards differ by at least `min_gap` and differ at all, widest first."""
-    ranked = sorted(group, key=rank)
-    pairs = [
-        Pair(better, worse, better.reward - worse.reward)
-        for better in ranked
-        for worse in ranked
-        if better.reward > worse.reward and better.reward - worse.reward >= min_gap - TOLERANCE
-    ]
-    return sorted(pairs, key=lambda pair: -pair.gap)
-
-
-def balanced(pairs: Sequence[Pair], limit: int) -> list[Pair]:
-    """At most `limit` pairs: the widest first, and among equal gaps those of the episodes used least so far."""
-    uses: Counter[tuple[str, int]] = Counter()
-    left = list(pairs)
-    chosen: list[Pair] = []
-    while left and len(chosen) < limit:
-        best = min(
-            range(len(left)),
-            key=lambda index: (-left[index].gap, uses[left[index].chosen.key] + uses[left[index].rejected.key], index),
-        )
-        pair = left.pop(best)
-        uses.update((pair.chosen.key, pair.rejected.key))
-        chosen.append(pair)
-    return chosen
-
-
-def _count_unpaired(
-    group: Sequence[Episode], stages: Sequence[Sequence[Pair]], options: ConvertOptions, ledger: Ledger
-) -> None:
-    """Count each episode outside the chosen pairs under the first reason that left it out."""
-    chosen, distinct, differing, wide = ({key for pair in pairs for key in _keys(pair)} for pairs in stages)
-    over_limit = "not_paired" if options.strategy == "same_prompt" else "capped"
-    has_variance = len({episode.reward for episode in group}) > 1
-    for episode in group:
-        key = episode.key
-        if key in chosen:
-            continue
-        if len(group) == 1:
-            bucket = "alone_in_task"
-        elif not has_variance:
-            bucket = "no_variance"
-        elif key not in wide:
-            bucket = "gap_too_small"
-        elif key not in differing:
-            bucket = "identical_pair"
-        else:
-            bucket = over_limit if key in distinct else "duplicate"
-        ledger.count(key, bucket, episode.num_sampled)
-
-
-def _keys(pair: Pair) -> tuple[tuple[str, int], tuple[str, int]]:
-    return pair.chosen.key, pair.rejected.key
-
-
-def _note(pairs: Sequence[Pair], ledger: Ledger) -> None:
+def dpo_examples(pairs: Sequence[Pair], options: ConvertOptions, ledger: Ledger) -> list[Example]:
+    """The rows of `pairs`; all pairs of an episode must be given at once, so that it is noted once."""
     ledger.use("pairs", len(pairs))
-    episodes: dict[tuple[str, int], Episode] = {}
-    for pair in pairs:
-        ledger.use("as_chosen")
-        ledger.use("as_rejected")
-        episodes.update({pair.chosen.key: pair.chosen, pair.rejected.key: pair.rejected})
-    for episode in episodes.values():
-        ledger.note("rows_with_invalid_arguments", int(num_invalid_arguments(episode) > 0))
-        ledger.note("rows_without_token_ids", int(episode.num_sequences == 0))
-        ledger.note("rows_not_one_sequence", int(episode.num_sequences > 1))
+    ledger.use("as_chosen", len(pairs))
+    ledger.use("as_rejected", len(pairs))
+    episodes = {episode.key: episode for pair in pairs for episode in (pair.chosen, pair.rejected)}
+    note_episodes(episodes.values(), options.reasoning, ledger)
+    return [_example(pair, options) for pair in pairs]
 
 
-def _example(pair: Pair, format_name: str) -> Example:
+def _example(pair: Pair, options: ConvertOptions) -> Example:
     chosen, rejected = pair.chosen, pair.rejected
     row: dict[str, object]
-    if format_name == "binary":
+    if options.format == "binary":
         row = {
             "prompt": chosen.prompt,
             "chosen": chosen.completion[0]["content"],
@@ -181,30 +116,66 @@ def _example(pair: Pair, format_name: str) -> Example:
                 {"rank": 1, "completion": rejected.completion},
             ],
         }
-        if chosen.tools:
-            row["tools"] = chosen.tools
-    row |= {"chosen_reward": chosen.reward, "rejected_reward": rejected.reward, "reward_gap": pair.gap}
-    return Example(row=row, make_record=partial(_record, pair), task_id=chosen.task_id, keys=[chosen.key, rejected.key])
+    shared = num_shared(conversation(chosen), conversation(rejected))
+    return Example(
+        row=spelled(row, chosen.tools, options.spelling) | _figures(pair, shared),
+        make_record=partial(_record, pair, shared),
+        task_id=chosen.task_id,
+        keys=list(pair.keys),
+        environment=chosen.environment,
+        other_task_id=rejected.task_id if rejected.task_id != chosen.task_id else None,
+    )
 
 
-def _record(pair: Pair) -> PairRecord:
-    return PairRecord(chosen=record_of(pair.chosen), rejected=record_of(pair.rejected))
+def _figures(pair: Pair, shared: int) -> dict[str, object]:
+    """Rewards, gap, lengths in characters and, where both sides have ids, in sampled tokens; messages in common."""
+    chosen, rejected = pair.chosen, pair.rejected
+    figures: dict[str, object] = {
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+        "reward_gap": pair.gap,
+        "chosen_characters": chosen.num_characters,
+        "rejected_characters": rejected.num_characters,
+    }
+    if chosen.num_sequences and rejected.num_sequences:
+        figures |= {"chosen_tokens": chosen.num_sampled, "rejected_tokens": rejected.num_sampled}
+    return figures | {"shared_messages": shared}
 
 
-def nothing_to_pair(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> ConvertError:
-    """Why no pair is left, how the rewards differ within tasks, and the gap that would leave some."""
-    if not episodes:
-        return ConvertError("no scored rollout in the input", fix="collect again, and look at the failures")
-    groups = list(by_task_and_prompt(episodes).values())
+def _record(pair: Pair, shared: int) -> PairRecord:
+    return PairRecord(chosen=record_of(pair.chosen), rejected=record_of(pair.rejected), shared_messages=shared)
+
+
+def nothing_to_pair(groups: Sequence[Sequence[float]], options: ConvertOptions, ledger: Ledger) -> ConvertError:
+    """Why no pair is left, from the rewards by task and prompt, and the gap that would leave some."""
+    if not groups:
+        return ConvertError("no scored rollout is left to pair", fix="look at the failures, and at the filters")
+    return (
+        _no_gap(groups, options)
+        or _no_strata(groups, options)
+        or ConvertError(
+            f"no pair is left ({_listed(ledger)})", fix="--format preference keeps episodes of several messages"
+        )
+    )
+
+
+def _listed(ledger: Ledger) -> str:
+    names = ("not_simple", "identical_pair", "no_assistant_message", "alone_in_task", "no_variance", "gap_too_small")
+    names = (*names, "not_paired", "between_thresholds", "no_partner")
+    return ", ".join(f"{name} {ledger.rows_in(name)}" for name in names if ledger.rows_in(name))
+
+
+def _no_gap(groups: Sequence[Sequence[float]], options: ConvertOptions) -> ConvertError | None:
+    """The error of rewards, given by task and prompt, that do not differ by the gap asked for."""
     several = [group for group in groups if len(group) > 1]
     if not several:
         return ConvertError(
-            f"no task has two scored rollouts to compare ({len(episodes)} rollouts of {len(groups)} tasks)",
+            f"no task has two scored rollouts to compare ({sum(map(len, groups))} rollouts of {len(groups)} tasks)",
             fix="collect several repeats of each task",
         )
-    gaps = sorted((max(e.reward for e in group) - min(e.reward for e in group) for group in several), reverse=True)
+    gaps = sorted((max(group) - min(group) for group in several), reverse=True)
     if gaps[0] == 0:
-        rewards = sorted({episode.reward for episode in episodes})
+        rewards = sorted({reward for group in groups for reward in group})
         return ConvertError(
             f"rewards do not differ within any of {len(several)} tasks (rewards seen: "
             f"{', '.join(f'{reward:g}' for reward in rewards[:5])})",
@@ -216,6 +187,19 @@ def nothing_to_pair(episodes: Sequence[Episode], options: ConvertOptions, ledger
             f"no reward gap within a task reaches {options.min_gap:g}: the largest is {gaps[0]:.3g}",
             fix=f"--min-gap {gaps[0]:.3g} would give pairs in {num_pairs} of {len(several)} tasks",
         )
-    names = ("not_simple", "identical_pair", "no_assistant_message", "alone_in_task", "no_variance", "gap_too_small")
-    listed = ", ".join(f"{name} {ledger.rows_in(name)}" for name in names if ledger.rows_in(name))
-    return ConvertError(f"no pair is left ({listed})", fix="--format preference keeps episodes of several messages")
+    return None
+
+
+def _no_strata(groups: Sequence[Sequence[float]], options: ConvertOptions) -> ConvertError | None:
+    """The error of stratified pairs where no task has both a high and a low reward."""
+    if options.strategy != "stratified":
+        return None
+    wide = [group for group in groups if max(group) >= options.high_threshold and min(group) <= options.low_threshold]
+    if wide:
+        return None
+    widest = max(groups, key=lambda group: max(group) - min(group))
+    return ConvertError(
+        f"no task has rewards both from {options.high_threshold:g} up and from {options.low_threshold:g} down",
+        fix=f"--high-threshold {max(widest):.3g} --low-threshold {min(widest):.3g} would give pairs"
+        + ("" if options.across_tasks else ", or pair --across-tasks"),
+    )

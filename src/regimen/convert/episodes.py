@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from regimen.convert.options import Reasoning
-from regimen.rollouts.messages import chat_tools, input_messages, output_messages
-from regimen.rollouts.records import Rollout, Source
+from regimen.rollouts.messages import (
+    SAMPLED_IDS,
+    chat_tools,
+    input_messages,
+    output_messages,
+    reasoning_text,
+    text_part,
+)
+from regimen.rollouts.records import Rollout, Source, canonical_bytes
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
+
+ASKED = ("instructions", "input", "tools")
 
 Message = dict[str, Any]
 RowKey = tuple[str, int]
+OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
     """One scored episode.
 
-    `prompt_key` is equal for equal prompts and tools. `num_sampled` counts the sampled ids of the rollout. `packed`
-    holds its token sequences (`num_sequences` of them) in a sixth of the memory that Python's numbers take.
+    `asked` is what prompt and tools were made of, `prompt_key` is equal for equal ones. `num_sampled` counts the
+    sampled ids of the rollout. `packed` holds its token sequences (`num_sequences` of them) in a sixth of the memory
+    that Python's numbers take. `reasoning_characters` stay counted when the reasoning is dropped; hidden reasoning
+    came encrypted, without text.
     """
 
     source: Source
@@ -45,6 +57,10 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     num_sampled: int
     tokenizer: str | None
     template: str | None
+    reasoning_characters: int = 0
+    num_hidden_reasoning: int = 0
+    num_developer_messages: int = 0
+    asked: list[Any] = []
 
     @property
     def key(self) -> RowKey:
@@ -67,6 +83,11 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
         return [call for message in self.completion for call in message.get("tool_calls", [])]
 
     @property
+    def num_characters(self) -> int:
+        """Characters that the model wrote: text, refusals, reasoning, names and arguments of calls."""
+        return sum(_num_characters(message) for message in self.completion if message["role"] == "assistant")
+
+    @property
     def has_reasoning(self) -> bool:
         """Whether any message carries reasoning."""
         return any(message.get("reasoning_content") for message in [*self.prompt, *self.completion])
@@ -74,21 +95,37 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_single_message(self) -> bool:
         """Whether the model answered with one message of text and had no tools, so that a string says it all."""
-        return not self.tools and len(self.completion) == 1 and not self.tool_calls and self.num_turns == 1
+        if self.tools or len(self.completion) != 1:
+            return False
+        (answer,) = self.completion
+        is_text = answer["role"] == "assistant" and isinstance(answer["content"], str)
+        return is_text and not answer.get("tool_calls") and not answer.get("refusal")
 
     @property
     def is_plain_exchange(self) -> bool:
         """Whether the whole episode is one user message and one answer of text."""
-        return self.is_single_message and [message["role"] for message in self.prompt] == ["user"]
+        if not self.is_single_message or len(self.prompt) != 1:
+            return False
+        return self.prompt[0]["role"] == "user" and isinstance(self.prompt[0]["content"], str)
 
 
-def episode_of(rollout: Rollout) -> Episode:
-    """Map a scored rollout; raises `RolloutError` when an item has no chat form."""
+def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
+    """Map a scored rollout; raises `RolloutError` when an item has no chat form.
+
+    `like` is an episode that may have been asked the same: then its prompt and tools are taken over, not mapped again.
+    """
     assert rollout.reward is not None
-    prompt = input_messages(rollout.params)
-    tools = chat_tools(rollout.params)
-    sequences = sequences_of(turns_of(rollout.output))
+    asked = [rollout.params.get(name) for name in ASKED]
+    if like is not None and asked == like.asked:
+        prompt, tools, prompt_key = like.prompt, like.tools, like.prompt_key
+    else:
+        prompt, tools = input_messages(rollout.params), chat_tools(rollout.params)
+        prompt_key = digest([with_numbered_calls(prompt), tools])
+    completion = output_messages(rollout.output)
+    has_ids = any(SAMPLED_IDS in item for item in rollout.output)
+    sequences = sequences_of(turns_of(rollout.output)) if has_ids else []
     tokenizer, template = fingerprints(rollout)
+    hidden, developer = _unwritten(rollout)
     return Episode(
         source=rollout.source,
         task_id=rollout.task_id,
@@ -97,15 +134,40 @@ def episode_of(rollout: Rollout) -> Episode:
         environment=rollout.environment,
         reward=rollout.reward,
         prompt=prompt,
-        completion=output_messages(rollout.output),
+        completion=completion,
         tools=tools,
-        prompt_key=digest([with_numbered_calls(prompt), tools]),
+        asked=asked,
+        prompt_key=prompt_key,
         packed=msgspec.msgpack.encode(sequences),
         num_sequences=len(sequences),
         num_sampled=sum(sequence.num_trained for sequence in sequences),
         tokenizer=tokenizer,
         template=template,
+        reasoning_characters=sum(len(message.get("reasoning_content", "")) for message in [*prompt, *completion]),
+        num_hidden_reasoning=hidden,
+        num_developer_messages=developer,
     )
+
+
+def _unwritten(rollout: Rollout) -> tuple[int, int]:
+    """How many reasoning items have no text, and how many messages were the developer's: messages say neither."""
+    given = rollout.params.get("input")
+    items = [*cast("list[dict[str, Any]]", given), *rollout.output] if isinstance(given, list) else rollout.output
+    hidden = developer = 0
+    for item in items:
+        if item.get("encrypted_content"):
+            hidden += not reasoning_text(item)
+        elif item.get("role") == "developer":
+            developer += 1
+    return hidden, developer
+
+
+def _num_characters(message: Message) -> int:
+    content = message["content"]
+    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    written = len(text) + len(message.get("refusal", "")) + len(message.get("reasoning_content", ""))
+    functions = [call["function"] for call in message.get("tool_calls", [])]
+    return written + sum(len(function["name"]) + len(function["arguments"]) for function in functions)
 
 
 def fingerprints(rollout: Rollout) -> tuple[str | None, str | None]:
@@ -159,7 +221,9 @@ def _reasoned(message: Message, mode: Reasoning) -> Message:
         return message
     kept = {key: value for key, value in message.items() if key != "reasoning_content"}
     if mode == "inline":
-        kept["content"] = f"<think>\n{reasoning}\n</think>\n\n{kept.get('content') or ''}"
+        thought = f"<think>\n{reasoning}\n</think>\n\n"
+        content = kept.get("content") or ""
+        kept["content"] = thought + content if isinstance(content, str) else [text_part(thought), *content]
     return kept
 
 
@@ -170,14 +234,38 @@ def num_invalid_arguments(episode: Episode) -> int:
 
 def _is_json_object(text: str) -> bool:
     try:
+        OBJECT.decode(text)
+        return True
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        pass
+    try:  # the standard library takes what msgspec does not: lone surrogates and numbers of any size
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
 
 
-def text_key(episode: Episode) -> str:
+def text_key(episode: Episode) -> bytes:
     """Equal for completions that say the same; call ids, which are random, count only by their order."""
-    return digest(with_numbered_calls(episode.completion))
+    return canonical_bytes(with_numbered_calls(episode.completion))
+
+
+def text_keys(episodes: Sequence[Episode]) -> dict[RowKey, Hashable]:
+    """A key for each episode, equal among these episodes for completions that say the same.
+
+    Contents alone tell most of them apart; only where they do not is everything else looked at.
+    """
+    contents = {
+        episode.key: tuple(_hashable(message["content"]) for message in episode.completion) for episode in episodes
+    }
+    counts = Counter(contents.values())
+    return {
+        episode.key: (found, text_key(episode)) if counts[found := contents[episode.key]] > 1 else found
+        for episode in episodes
+    }
+
+
+def _hashable(content: str | list[dict[str, Any]]) -> str | bytes:
+    return content if isinstance(content, str) else canonical_bytes(content)
 
 
 def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
@@ -185,6 +273,9 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
     numbers: dict[str, str] = {}
     numbered: list[Message] = []
     for message in messages:
+        if "tool_calls" not in message and "tool_call_id" not in message:
+            numbered.append(message)
+            continue
         copied = dict(message)
         if "tool_calls" in copied:
             copied["tool_calls"] = [
@@ -199,7 +290,7 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
 
 def digest(value: Any) -> str:
     """A hash of a JSON value that does not depend on the order of keys."""
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:32]
+    return hashlib.sha256(canonical_bytes(value)).hexdigest()[:32]
 
 
 def in_task_order(episodes: Iterable[Episode]) -> list[Episode]:
@@ -217,6 +308,11 @@ def task_order(episode: Episode) -> tuple[str, bool, int, str, int, str, int]:
         episode.rollout_index or 0,
         *episode.key,
     )
+
+
+def best_first(episode: Episode) -> tuple[float, int, bool]:
+    """The sort key that puts the best-rewarded first, of equal ones the shorter, then those that carry token ids."""
+    return (-episode.reward, episode.num_characters, episode.num_sequences == 0)
 
 
 def rank(episode: Episode) -> tuple[float, bool]:

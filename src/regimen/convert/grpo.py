@@ -8,9 +8,9 @@ verifier measured. Refuses nothing by itself: what is left out is counted by nam
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, TypedDict, cast
 
 import msgspec
 
@@ -19,6 +19,7 @@ from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.sidecar import Example, TaskRecord
 from regimen.errors import ConvertError, RolloutError
+from regimen.rollouts.lines import decode_row
 from regimen.rollouts.messages import input_messages
 from regimen.rollouts.records import SAMPLING_SETTINGS, Rollout, Source
 
@@ -40,7 +41,7 @@ MEASURED = frozenset(
 )
 MEASURED_STARTS = ("_ng_", "extracted_", "parsed_", "predicted_", "judge_", "model_", "is_correct")
 # What a task row carries besides its ground truth.
-NOT_TRUTH = frozenset({"responses_create_params", "agent_ref", "task_source", "id", "uuid"})
+NOT_TRUTH = frozenset({"responses_create_params", "agent_ref", "task_source", "id", "uuid", "task_name", "pass_rate"})
 TOLERANCE = 1e-9
 
 
@@ -80,7 +81,7 @@ def task_rollout_of(rollout: Rollout) -> TaskRollout:
         reward=rollout.reward,
         params=rollout.params,
         task=rollout.task,
-        fields={name: value for name, value in rollout.row.items() if name not in STAMPS},
+        fields=_fields_of(rollout.row),
         measured=frozenset(rollout.metrics),
         prompt_key=digest(asked),
         num_sampled=num_sampled_ids(rollout),
@@ -89,25 +90,55 @@ def task_rollout_of(rollout: Rollout) -> TaskRollout:
     )
 
 
+def candidates_of(rollout: TaskRollout) -> tuple[str, ...]:
+    """The fields of a row that are ground truth if every repeat has them alike."""
+    return tuple(name for name, value in rollout.fields.items() if value is not None and _may_be_truth(name, rollout))
+
+
+def fields_of_line(line: bytes, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named fields of a row, read without the rest of its line."""
+    try:
+        return _decoder(names)(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # numbers that only the slower parser knows
+        row = decode_row(line)
+        return {name: row[name] for name in names if name in row}
+
+
+@cache
+def _decoder(names: tuple[str, ...]) -> Callable[[bytes], dict[str, Any]]:
+    make_type = cast("Any", TypedDict)
+    return msgspec.json.Decoder(make_type("Fields", dict.fromkeys(names, Any), total=False)).decode
+
+
+def _fields_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in STAMPS}
+
+
 def build_grpo(rollouts: Sequence[TaskRollout], options: ConvertOptions, ledger: Ledger) -> list[Example]:
     """One row per task that passes the filters; `options` are resolved (no auto, no None threshold)."""
+    made = [task_example(group, options, ledger) for group in tasks_of(rollouts)]
+    examples = [example for example in made if example is not None]
+    indices = [cast("TaskRecord", example.record).task_index for example in examples]
+    return [with_task_index(example) for example in examples] if are_unique(indices) else examples
+
+
+def task_example(group: Sequence[TaskRollout], options: ConvertOptions, ledger: Ledger) -> Example | None:
+    """The row of one task, from all its rollouts with the same prompt; or None, and the rollouts counted."""
     assert options.reward_threshold is not None
-    examples: list[Example] = []
-    for group in tasks_of(rollouts):
-        rate = pass_rate(group, options.reward_threshold)
-        fields, truth = task_fields(group)
-        row = _response_row(group[0], fields) if options.format == "response" else _gym_row(group[0], fields)
-        bucket = row if isinstance(row, str) else _refused_by(rate, options)
-        if bucket is not None:
-            for rollout in group:
-                ledger.count(rollout.key, bucket, rollout.num_sampled)
-            ledger.use(f"tasks_{bucket}")
-            continue
-        assert not isinstance(row, str)
-        ledger.use("tasks")
-        ledger.note(f"tasks_truth_from_{truth}")
-        examples.append(_example(group, row, rate, truth))
-    return _with_task_index(examples)
+    rate = pass_rate([rollout.reward for rollout in group], options.reward_threshold)
+    fields, truth = task_fields(group)
+    row = _response_row(group[0], fields) if options.format == "response" else _gym_row(group[0], fields)
+    bucket = row if isinstance(row, str) else _refused_by(rate, options)
+    if bucket is not None or isinstance(row, str):
+        for rollout in group:
+            ledger.count(rollout.key, str(bucket), rollout.num_sampled)
+        ledger.use(f"tasks_{bucket}")
+        return None
+    if options.with_pass_rate:
+        row["pass_rate"] = rate
+    ledger.use("tasks")
+    ledger.note(f"tasks_truth_from_{truth}")
+    return _example(group, row, rate, truth)
 
 
 def tasks_of(rollouts: Sequence[TaskRollout]) -> list[list[TaskRollout]]:
@@ -121,9 +152,9 @@ def tasks_of(rollouts: Sequence[TaskRollout]) -> list[list[TaskRollout]]:
     return list(groups.values())
 
 
-def pass_rate(group: Sequence[TaskRollout], threshold: float) -> float:
+def pass_rate(rewards: Sequence[float], threshold: float) -> float:
     """The share of rollouts whose reward reaches `threshold`."""
-    return sum(rollout.reward >= threshold for rollout in group) / len(group)
+    return sum(reward >= threshold for reward in rewards) / len(rewards)
 
 
 def _refused_by(rate: float, options: ConvertOptions) -> str | None:
@@ -146,17 +177,19 @@ def task_fields(group: Sequence[TaskRollout]) -> tuple[dict[str, Any], str]:
     fields = {
         name: value for name, value in group[0].fields.items() if value is not None and _is_truth(name, value, group)
     }
-    has_truth = bool(fields) or bool(_metadata_answer(group[0].params))
+    has_truth = any(name not in NOT_TRUTH for name in fields) or bool(_metadata_answer(group[0].params))
     return fields, "rollout_row" if has_truth else "nowhere"
 
 
 def _is_truth(name: str, value: Any, group: Sequence[TaskRollout]) -> bool:
     """Whether a field of rollout rows speaks about the task: the same in every repeat and measured by nobody."""
-    if any(rollout.fields.get(name) != value for rollout in group):
-        return False
+    return _may_be_truth(name, group[0]) and all(rollout.fields.get(name) == value for rollout in group)
+
+
+def _may_be_truth(name: str, rollout: TaskRollout) -> bool:
     if name in ANSWER_FIELDS or name.startswith("expected_"):
         return True
-    return name not in MEASURED and name not in group[0].measured and not name.startswith(MEASURED_STARTS)
+    return name not in MEASURED and name not in rollout.measured and not name.startswith(MEASURED_STARTS)
 
 
 def _metadata_answer(params: dict[str, Any]) -> Any:
@@ -177,6 +210,8 @@ def _gym_row(rollout: TaskRollout, fields: dict[str, Any]) -> dict[str, object]:
     agent = rollout.fields.get("agent_ref")
     if agent is not None and row.get("agent_ref") is None:
         row["agent_ref"] = agent
+    if rollout.environment is not None:
+        row.setdefault("task_name", rollout.environment)
     return row
 
 
@@ -187,6 +222,8 @@ def _response_row(rollout: TaskRollout, fields: dict[str, Any]) -> dict[str, obj
     except RolloutError:
         return "not_simple"
     if [message["role"] for message in prompt] != ["user"] or rollout.params.get("tools"):
+        return "not_simple"
+    if not isinstance(prompt[0]["content"], str):
         return "not_simple"
     answer = next((fields[name] for name in ANSWER_FIELDS if fields.get(name) is not None), None)
     answer = _metadata_answer(rollout.params) if answer is None else answer
@@ -208,29 +245,35 @@ def _example(group: Sequence[TaskRollout], row: dict[str, object], rate: float, 
         truth=truth,
         source=first.source,
     )
-    return Example(row=row, make_record=make_record, task_id=first.task_id, keys=[rollout.key for rollout in group])
+    return Example(
+        row=row,
+        make_record=make_record,
+        task_id=first.task_id,
+        keys=[rollout.key for rollout in group],
+        environment=first.environment,
+    )
 
 
-def _with_task_index(examples: Sequence[Example]) -> list[Example]:
-    """Gym rows keep their task index, so that new rollouts name the same task; not where two tasks share one."""
-    indices = [cast("TaskRecord", example.record).task_index for example in examples]
-    if None in indices or len(set(indices)) < len(indices):
-        return list(examples)
-    return [
-        msgspec.structs.replace(example, row={**example.row, "_ng_task_index": index})
-        if "responses_create_params" in example.row
-        else example
-        for example, index in zip(examples, indices, strict=True)
-    ]
+def are_unique(indices: Sequence[int | None]) -> bool:
+    """Whether every task has an index of its own, so that new rollouts can name it."""
+    return None not in indices and len(set(indices)) == len(indices)
 
 
-def nothing_to_play(rollouts: Sequence[TaskRollout], options: ConvertOptions, ledger: Ledger) -> ConvertError:
-    """Why no task is left, and what the pass rates looked like."""
-    if not rollouts:
-        return ConvertError("no scored rollout in the input", fix="collect again, and look at the failures")
+def with_task_index(example: Example) -> Example:
+    """A gym row with the index of its task; other rows have no place for it."""
+    if "responses_create_params" not in example.row:
+        return example
+    index = cast("TaskRecord", example.record).task_index
+    return msgspec.structs.replace(example, row={**example.row, "_ng_task_index": index})
+
+
+def nothing_to_play(groups: Sequence[Sequence[float]], options: ConvertOptions, ledger: Ledger) -> ConvertError:
+    """Why no task is left, from the rewards by task and prompt, and what the pass rates looked like."""
+    if not groups:
+        return ConvertError("no scored rollout is left to play", fix="look at the failures, and at the filters")
     assert options.reward_threshold is not None
-    rates = sorted(pass_rate(group, options.reward_threshold) for group in tasks_of(rollouts))
-    rewards = [rollout.reward for rollout in rollouts]
+    rates = sorted(pass_rate(group, options.reward_threshold) for group in groups)
+    rewards = [reward for group in groups for reward in group]
     seen = (
         f"pass rates of {len(rates)} tasks from {rates[0]:.3g} to {rates[-1]:.3g} at the reward threshold "
         f"{options.reward_threshold:g}, rewards from {min(rewards):g} to {max(rewards):g}"

@@ -16,9 +16,12 @@ from regimen.errors import ConvertError
 MEANINGS: dict[str, str] = {
     "trained": "in train.jsonl",
     "validation": "in val.jsonl",
+    "where": "does not meet the condition of --where",
+    "contaminated": "its prompt is one of the evaluation file's, or nearly",
     "below_threshold": "reward under the threshold",
     "duplicate": "same messages as another row of its task",
     "capped": "more rows or pairs than asked for per task",
+    "balanced": "more rows of its environment than --balance allows",
     "no_tool_use": "no tool call, and tool use was required",
     "too_few_turns": "fewer model calls than --min-turns",
     "no_assistant_message": "nothing the model wrote",
@@ -28,9 +31,12 @@ MEANINGS: dict[str, str] = {
     "no_variance": "all rewards of its task and prompt are equal",
     "gap_too_small": "no partner with a large enough reward gap",
     "identical_pair": "same answer as every partner, with another reward",
-    "not_paired": "neither best nor worst of its task",
+    "not_paired": "in no pair that the strategy takes",
+    "between_thresholds": "reward between --low-threshold and --high-threshold",
+    "no_partner": "no row of the other side was left to pair with",
     "pass_rate_too_low": "its task is solved less often than --min-pass-rate",
     "pass_rate_too_high": "its task is solved more often than --max-pass-rate",
+    "left_out_of_mix": "its task is more than its environment's share of --mix",
     "quarantined": "unreadable; kept in quarantine.jsonl with its reason",
 }
 FAILED = "failed:"
@@ -57,7 +63,11 @@ class LedgerTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """Counts rows once each. `count` by row key; `count_many` for rows that only have a number."""
+    """Counts rows once each. `count` by row key; `count_many` for rows that only have a number.
+
+    Keys are held to see a row counted twice. Where that is too much for all rows of all files, each group of rows
+    that cannot stand in another group gets a ledger of its own, and `add` takes over its counts without its keys.
+    """
 
     def __init__(self) -> None:
         self._bucket_of: dict[tuple[str, int], str] = {}
@@ -83,6 +93,20 @@ class Ledger:
         meaning_of(bucket)
         if num_rows:
             self._rows[bucket] += num_rows
+
+    def add(self, other: Ledger) -> None:
+        """Take over the counts of a ledger over other rows."""
+        for mine, theirs in (
+            (self._rows, other._rows),
+            (self._tokens, other._tokens),
+            (self._uses, other._uses),
+            (self._notes, other._notes),
+        ):
+            mine.update(theirs)
+
+    def forget_keys(self) -> None:
+        """Keep the counts alone: no row can be counted any more and be seen to be a second time."""
+        self._bucket_of.clear()
 
     def use(self, name: str, num_uses: int = 1) -> None:
         """Count an appearance in the written rows, apart from the rows themselves."""

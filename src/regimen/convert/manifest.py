@@ -7,15 +7,20 @@ folder can be traced back to its rollouts. Refuses: a manifest.json that is not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from regimen.convert.balance import MixCount
 from regimen.convert.ledger import LedgerTotals
 from regimen.convert.options import ConvertOptions
+from regimen.convert.screen import Screened
 from regimen.errors import ConvertError
 
 VERSION = 1
@@ -24,7 +29,7 @@ BLOCK = 1 << 20
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was read. `role`: rollouts, tasks or failures."""
+    """A file that was read. `role`: rollouts, tasks, failures or evaluation."""
 
     path: str
     role: str
@@ -62,7 +67,10 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a reader of the folder needs to know. Fingerprints map to the number of scored rows."""
+    """Everything a reader of the folder needs to know. Fingerprints map to the number of rows that were read whole.
+
+    `environments` counts written rows by task name; `verified_rows` is None where nobody asked to verify.
+    """
 
     version: int = VERSION
     created: str
@@ -78,6 +86,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tokenizers: dict[str, int]
     templates: dict[str, int]
     warnings: list[str]
+    environments: dict[str, int] = {}
+    mix: dict[str, MixCount] = {}
+    screened: Screened | None = None
+    verified_rows: int | None = None
 
 
 def tool_version() -> str:
@@ -112,17 +124,18 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def rewards_of(rewards: Sequence[float]) -> Rewards:
-    """Summarise rewards; `kind` is binary where all are 0 or 1."""
-    if not rewards:
+def rewards_of(rewards: Iterable[NDArray[np.float64]]) -> Rewards:
+    """Summarise rewards, given as arrays one after the other; `kind` is binary where all are 0 or 1."""
+    count, total, lowest, highest, binary = 0, 0.0, math.inf, -math.inf, True
+    for some in rewards:
+        if len(some):
+            count, total = count + len(some), total + math.fsum(some)
+            lowest, highest = min(lowest, float(some.min())), max(highest, float(some.max()))
+            binary = binary and bool(np.isin(some, (0.0, 1.0)).all())
+    if not count:
         return Rewards(num_scored=0, kind="none", lowest=0.0, highest=0.0, mean=0.0)
-    return Rewards(
-        num_scored=len(rewards),
-        kind="binary" if set(rewards) <= {0.0, 1.0} else "continuous",
-        lowest=min(rewards),
-        highest=max(rewards),
-        mean=sum(rewards) / len(rewards),
-    )
+    kind = "binary" if binary else "continuous"
+    return Rewards(num_scored=count, kind=kind, lowest=lowest, highest=highest, mean=total / count)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -143,12 +156,3 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.version != VERSION:
         raise ConvertError(f"version {manifest.version}", where=str(path), expected=str(VERSION))
     return manifest
-
-
-def count_fingerprints(found: Iterable[str | None]) -> dict[str, int]:
-    """How many rows carry each fingerprint; rows without one are not counted."""
-    counts: dict[str, int] = {}
-    for fingerprint in found:
-        if fingerprint is not None:
-            counts[fingerprint] = counts.get(fingerprint, 0) + 1
-    return counts

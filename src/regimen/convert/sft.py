@@ -6,48 +6,82 @@ Refuses nothing by itself: every episode it leaves out is counted in the ledger 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
+from regimen.convert.balance import TaskRows, balanced_rows
 from regimen.convert.episodes import (
     Episode,
+    best_first,
     by_task,
     by_task_and_prompt,
     in_task_order,
     lost_ids,
-    num_invalid_arguments,
     rank,
     task_order,
-    text_key,
+    text_keys,
     with_reasoning,
     without_trailing_observations,
 )
 from regimen.convert.ledger import Ledger
+from regimen.convert.notes import note_episodes
 from regimen.convert.options import BINARY_THRESHOLD, CONTINUOUS_THRESHOLD, ConvertOptions
 from regimen.convert.sidecar import Example, record_of
+from regimen.convert.spelling import spelled
 from regimen.errors import ConvertError
 
 FEW_ROWS = 100
 
+Numbers = NDArray[np.float64]
 
-def reward_threshold(rewards: Sequence[float], asked: float | None) -> float:
-    """The threshold asked for, or else 1.0 where all rewards are 0 or 1 and 0.95 elsewhere."""
+
+def reward_threshold(rewards: Iterable[Numbers], asked: float | None) -> float:
+    """The threshold asked for, or else 1.0 where all rewards (arrays, one after the other) are 0 or 1, else 0.95."""
     if asked is not None:
         return asked
-    return BINARY_THRESHOLD if set(rewards) <= {0.0, 1.0} else CONTINUOUS_THRESHOLD
+    return BINARY_THRESHOLD if are_binary(rewards) else CONTINUOUS_THRESHOLD
+
+
+def are_binary(rewards: Iterable[Numbers]) -> bool:
+    """Whether all rewards are 0 or 1."""
+    return all(bool(np.isin(some, (0.0, 1.0)).all()) for some in rewards)
 
 
 def build_sft(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
     """The rows of the episodes that pass every filter; `options` are resolved (no auto, no None threshold)."""
+    candidates = sft_candidates(episodes, options, ledger)
+    if options.balance is not None:
+        groups = by_task(candidates)
+        light = [TaskRows(group[0].environment, task_id, len(group)) for task_id, group in groups.items()]
+        limits = balanced_rows(light, options.balance, options.seed)
+        candidates = [
+            episode
+            for task_id, group in groups.items()
+            for episode in keep_best(group, limits[task_id], "balanced", ledger)
+        ]
+    return sft_examples(candidates, options, ledger)
+
+
+def sft_candidates(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Episode]:
+    """The episodes of whole tasks that pass every filter that looks at one task, in task order."""
     kept = [
         passing for episode in in_task_order(episodes) if (passing := _passing(episode, options, ledger)) is not None
     ]
     distinct = [episode for group in by_task_and_prompt(kept).values() for episode in _distinct(group, ledger)]
-    chosen = [
-        episode for group in by_task(distinct).values() for episode in _capped(group, options.max_per_task, ledger)
+    return [
+        episode
+        for group in by_task(distinct).values()
+        for episode in keep_best(group, options.max_per_task, "capped", ledger)
     ]
-    _note(chosen, ledger)
-    return [_example(episode, options.format) for episode in chosen]
+
+
+def sft_examples(candidates: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
+    """The rows of the candidates that stay."""
+    note_episodes(candidates, options.reasoning, ledger)
+    return [_example(episode, options) for episode in candidates]
 
 
 def _passing(episode: Episode, options: ConvertOptions, ledger: Ledger) -> Episode | None:
@@ -80,10 +114,13 @@ def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
 
 def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     """The first of the best-rewarded episodes for each text; the others are counted as duplicates."""
-    seen: set[str] = set()
+    if len(group) == 1:
+        return list(group)
+    keys = text_keys(group)
+    seen: set[Hashable] = set()
     distinct: list[Episode] = []
     for episode in sorted(group, key=rank):
-        key = text_key(episode)
+        key = keys[episode.key]
         if key in seen:
             ledger.count(episode.key, "duplicate", episode.num_sampled)
         else:
@@ -92,38 +129,37 @@ def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     return distinct
 
 
-def _capped(group: list[Episode], limit: int | None, ledger: Ledger) -> list[Episode]:
-    """At most `limit` episodes, the best-rewarded first, back in task order."""
+def keep_best(group: Sequence[Episode], limit: int | None, bucket: str, ledger: Ledger) -> list[Episode]:
+    """At most `limit` episodes, the best-rewarded first and of equal ones the shorter, back in task order."""
     cut = len(group) if limit is None else limit
-    ranked = sorted(group, key=rank)
+    if len(group) <= cut:
+        return sorted(group, key=task_order)
+    ranked = sorted(group, key=best_first)
     for episode in ranked[cut:]:
-        ledger.count(episode.key, "capped", episode.num_sampled)
+        ledger.count(episode.key, bucket, episode.num_sampled)
     return sorted(ranked[:cut], key=task_order)
 
 
-def _note(episodes: Sequence[Episode], ledger: Ledger) -> None:
-    for episode in episodes:
-        ledger.note("rows_with_invalid_arguments", int(num_invalid_arguments(episode) > 0))
-        ledger.note("rows_without_token_ids", int(episode.num_sequences == 0))
-        ledger.note("rows_not_one_sequence", int(episode.num_sequences > 1))
-
-
-def _example(episode: Episode, format_name: str) -> Example:
+def _example(episode: Episode, options: ConvertOptions) -> Example:
     row: dict[str, object]
-    if format_name == "simple":
+    if options.format == "simple":
         row = {"input": episode.prompt[0]["content"], "output": episode.completion[0]["content"]}
     else:
-        row = {"messages": [*episode.prompt, *episode.completion]}
-        if episode.tools:
-            row["tools"] = episode.tools
-    return Example(row=row, make_record=partial(record_of, episode), task_id=episode.task_id, keys=[episode.key])
+        row = spelled({"messages": [*episode.prompt, *episode.completion]}, episode.tools, options.spelling)
+    return Example(
+        row=row,
+        make_record=partial(record_of, episode),
+        task_id=episode.task_id,
+        keys=[episode.key],
+        environment=episode.environment,
+    )
 
 
-def nothing_to_train(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> ConvertError:
-    """Why no row is left, what the rewards looked like, and the threshold that would leave some."""
-    if not episodes:
-        return ConvertError("no scored rollout in the input", fix="collect again, and look at the failures")
-    rewards = sorted((episode.reward for episode in episodes), reverse=True)
+def nothing_to_train(rewards: Sequence[float], options: ConvertOptions, ledger: Ledger) -> ConvertError:
+    """Why no row is left of the rollouts with these rewards, and the threshold that would leave some."""
+    if not rewards:
+        return ConvertError("no scored rollout is left to train on", fix="look at the failures, and at the filters")
+    rewards = sorted(rewards, reverse=True)
     seen = f"{len(rewards)} rewards from {rewards[-1]:g} to {rewards[0]:g}, mean {sum(rewards) / len(rewards):.3g}"
     num_below = ledger.rows_in("below_threshold")
     if num_below == len(rewards):

@@ -41,11 +41,12 @@ class EpisodeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Beside a DPO row."""
+    """Beside a DPO row. `shared_messages` counts the leading messages, prompt included, that both sides have."""
 
     version: int = VERSION
     chosen: EpisodeRecord
     rejected: EpisodeRecord
+    shared_messages: int = 0
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +70,8 @@ RecordType = TypeVar("RecordType", EpisodeRecord, PairRecord, TaskRecord)
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """One training row with its task, and the rollout rows it was made of (path, line).
+    """One training row with its task and environment, and the rollout rows it was made of (path, line);
+    `other_task_id` is that of the rejected side of a pair across tasks.
 
     The sidecar line is made when it is asked for, so that unpacked token ids are never all in memory.
     """
@@ -78,6 +80,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     make_record: Callable[[], Record]
     task_id: str
     keys: list[tuple[str, int]]
+    environment: str | None = None
+    other_task_id: str | None = None
 
     @property
     def record(self) -> Record:

@@ -16,6 +16,8 @@ from regimen.diagnosis.findings import Finding
 from regimen.diagnosis.thresholds import DEFAULT_THRESHOLDS, Thresholds
 from regimen.rollouts.statistics import Statistics
 
+UNKNOWN = "unknown"  # the environment of rows that name none
+
 # Target -> what to ask of the conversion, and the data set that reads its rows.
 FORMATS = {
     "sft": ("", "openai_format"),
@@ -49,7 +51,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     statistics: Statistics
     limits: Thresholds
     path: str
-    codes: frozenset[str]
+    counts: dict[str, int]
 
     @property
     def rate(self) -> float:
@@ -65,6 +67,16 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     def scored(self) -> int:
         """Number of rollouts with a reward."""
         return self.statistics.scored
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nothing says how to judge new answers: no row has a ground truth, and none names its environment."""
+        return self.counts.get("no_ground_truth", 0) >= self.scored and set(self.statistics.environments) == {UNKNOWN}
+
+    @property
+    def is_few(self) -> bool:
+        """Whether there are too few rollouts to trust any figure."""
+        return self.scored < self.limits.few_rollouts
 
     @property
     def varies(self) -> bool:
@@ -104,19 +116,19 @@ def recommend(
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Recommendation:
     """The plan for these rollouts; `path` (a file, or several joined by blanks and quoted) stands in the commands."""
-    case = Case(statistics=statistics, limits=thresholds, path=path, codes=frozenset(found.code for found in findings))
-    for rule in RULES:
-        plan = rule(case)
-        if plan is not None:
-            summary, steps = plan
-            return Recommendation(
-                rule=rule.__name__.removeprefix("_"),
-                summary=summary,
-                steps=[*_repairs(case), *steps],
-                figures=_figures(statistics),
-                thresholds=thresholds,
-            )
-    raise AssertionError("the last rule always applies")
+    counts = {found.code: found.count for found in findings}
+    case = Case(statistics=statistics, limits=thresholds, path=path, counts=counts)
+    rule, (summary, steps) = next((rule, plan) for rule in RULES if (plan := rule(case)) is not None)
+    if case.scored and case.is_few and not any(step.action == "collect" for step in steps):
+        summary = f"Only {case.scored} rollouts: collect more before trusting a plan. So far: {summary}"
+        steps = [_few(case), *steps]
+    return Recommendation(
+        rule=rule.__name__.removeprefix("_"),
+        summary=summary,
+        steps=[*_repairs(case), *_environments_apart(case), *steps],
+        figures=_figures(statistics),
+        thresholds=thresholds,
+    )
 
 
 def quoted_paths(paths: Sequence[str]) -> str:
@@ -204,7 +216,7 @@ def _graded_pairs(case: Case) -> Plan | None:
         f"(mean gap {groups.mean_gap:.2f}, standard deviation {rewards.summary.sd:.2f})"
     )
     steps = [_step("dpo", "Train on pairs (DPO)", reason, case.commands("dpo"))]
-    if case.rate >= case.limits.success_low:
+    if case.rate >= case.limits.success_low and not case.is_offline:
         steps.append(_grpo(case, "Go on with GRPO, where the environment can be played"))
     if case.rate < case.limits.sft_first and case.passing >= case.limits.sft_rows_least:
         steps.insert(0, _sft(case, "Imitate the passing rollouts first"))
@@ -219,6 +231,31 @@ def _imitate_first(case: Case) -> Plan | None:
         _grpo(case, "Then GRPO from that model"),
     ]
     return f"{case.rate:.0%} success with {case.passing} passing rows: rejection-sampled SFT first, then GRPO.", steps
+
+
+def _offline(case: Case) -> Plan | None:
+    """Without a ground truth and an environment nothing can judge new answers: learn from those that are there."""
+    if not case.is_offline:
+        return None
+    steps: list[Step] = []
+    if case.has_pairs:
+        reason = f"{case.statistics.groups.num_pairs} of {case.statistics.groups.num_repeated} tasks have a clear gap"
+        steps.append(_step("dpo", "Train on pairs (DPO)", reason, case.commands("dpo")))
+    if case.passing >= case.limits.sft_rows_least:
+        steps.insert(0 if case.rate < case.limits.sft_first else len(steps), _sft(case, "Imitate the passing rollouts"))
+    if not steps:
+        reason = f"{case.passing} passing rows and {case.statistics.groups.num_pairs} pairs are too few to learn from"
+        steps.append(_collect("Collect more rollouts, several per task", reason))
+    names = " and ".join(step.action.upper() for step in steps if step.action != "collect") or "collect more"
+    return f"Nothing here can judge new answers, so no GRPO: {names}.", [*steps, _truth_step()]
+
+
+def _truth_step() -> Step:
+    return _step(
+        "ground_truth",
+        "For GRPO, find the task rows (--tasks) and the environment",
+        "no row has a ground truth or names its environment",
+    )
 
 
 def _too_rare(case: Case) -> Plan | None:
@@ -252,6 +289,7 @@ RULES: tuple[Callable[[Case], Plan | None], ...] = (
     _mostly_solved,
     _flat_groups,
     _graded_pairs,
+    _offline,
     _imitate_first,
     _too_rare,
     _reinforce,
@@ -259,6 +297,7 @@ RULES: tuple[Callable[[Case], Plan | None], ...] = (
 
 # Findings that should be dealt with before any training, and how.
 REPAIRS = {
+    "constant_verifier": "Fix the verifiers that tell nothing apart first, or leave their environments out",
     "failure_as_zero": "Keep failed episodes out of the rewards (the commands below do)",
     "duplicate_rows": "Remove the rows that stand twice",
     "task_with_several_prompts": "Inspect the files of different collections apart",
@@ -269,7 +308,7 @@ REPAIRS = {
 
 
 def _repairs(case: Case) -> list[Step]:
-    found = [REPAIRS[code] for code in REPAIRS if code in case.codes]
+    found = [REPAIRS[code] for code in REPAIRS if code in case.counts]
     if not found:
         return []
     return [
@@ -279,6 +318,30 @@ def _repairs(case: Case) -> list[Step]:
             "see the problems above",
         )
     ]
+
+
+def _environments_apart(case: Case) -> list[Step]:
+    """Of several environments, those that the plan for all of them does not fit."""
+    parts = case.statistics.environments
+    if len(parts) < 2 or not case.scored:
+        return []
+    limits = case.limits
+    scored = {name: part for name, part in parts.items() if part.scored >= limits.least_for_shares}
+    varying = {name: part for name, part in scored.items() if part.min_reward < part.max_reward}
+    rates = {name: part.success_rate for name, part in varying.items()}
+    solved = [f"{name} {rate:.0%}" for name, rate in rates.items() if rate >= limits.success_high]
+    rare = [f"{name} {rate:.0%}" for name, rate in rates.items() if rate < limits.success_low]
+    advice = [f"imitate or make harder: {', '.join(solved)}"] if solved else []
+    advice += [f"easier tasks first: {', '.join(rare)}"] if rare else []
+    if not advice or len(solved) == len(scored) or len(rare) == len(scored):
+        return []
+    title = "Treat environments apart that the plan for the whole does not fit: " + "; ".join(advice)
+    return [_step("environments", title, f"{len(parts)} environments, together {case.rate:.0%} pass")]
+
+
+def _few(case: Case) -> Step:
+    reason = f"{case.scored} scored rollouts are fewer than {case.limits.few_rollouts}: their shares are chance"
+    return _collect("Collect more rollouts, 4 or more per task, and inspect again", reason)
 
 
 def _sft(case: Case, title: str) -> Step:
@@ -294,6 +357,8 @@ def _grpo(case: Case, title: str) -> Step:
         reason = f"{groups.num_varied} of {groups.num_repeated} groups have rewards that differ"
     else:
         reason = "no task was tried twice here; GRPO plays each prompt several times itself"
+    if case.counts.get("no_ground_truth", 0) >= case.scored:
+        reason += "; no ground truth was found, so find the task rows (--tasks), unless the environment has it"
     return _step("grpo", title, reason, case.commands("grpo"))
 
 

@@ -17,6 +17,9 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     `same_answer_high`: share of tasks with one and the same answer. `truncated_high`, `unscored_high`: shares.
     `few_rollouts`: fewer scored rollouts than this make every figure rough.
     `least_for_shares`: fewer answers (or tasks) than this say nothing about shares.
+    `environment_rows`: scored rollouts that each of several environments should have.
+    `leaked_high`: share of prompts that hold their answer. `retokenised_high`: share of model calls whose text gives
+    other ids; up to there it is the sampler's freedom, beyond it another tokenizer or template is likely.
     """
 
     success_low: float = 0.1
@@ -34,6 +37,9 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     unscored_high: float = 0.1
     few_rollouts: int = 30
     least_for_shares: int = 10
+    environment_rows: int = 100
+    leaked_high: float = 0.01
+    retokenised_high: float = 0.2
 
 
 DEFAULT_THRESHOLDS = Thresholds()

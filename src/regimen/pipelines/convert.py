@@ -1,73 +1,63 @@
-"""Rollout files to a folder of training rows: read, decide, split by task, write, balance.
+"""Rollout files to a folder of training rows, in two passes: index, then read and write what selection needs.
 
-In: rollout files, a target (sft, dpo or grpo) and `ConvertOptions`.
+In: rollout files of any kind, a target (sft, dpo or grpo) and `ConvertOptions`.
 Out: a folder with train.jsonl and val.jsonl, a sidecar beside each, quarantine.jsonl where rows were unreadable, and
 manifest.json; and the `Manifest`. The folder appears whole or not at all.
+Memory does not grow with the files: selection works on an index on disk, one task at a time. Several processes give
+the same folder as one.
 Refuses: a folder in use, options without a meaning for the target, an input that leaves nothing to train on
 (`ConvertError` with what would), and a ledger that does not balance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
+import numpy as np
 
-from regimen.convert import dpo, grpo, sft
-from regimen.convert.episodes import episode_of, num_sampled_ids
+from regimen.convert import dpo, sft
+from regimen.convert.balance import MixCount, balanced_rows, mixed_tasks
+from regimen.convert.episodes import episode_of
 from regimen.convert.folder import folder_written_whole
-from regimen.convert.ledger import FAILED, Ledger
-from regimen.convert.manifest import (
-    Counts,
-    InputFile,
-    Manifest,
-    OutputFile,
-    count_fingerprints,
-    input_file,
-    now,
-    output_file,
-    rewards_of,
-    tool_version,
-    write_manifest,
-)
+from regimen.convert.manifest import InputFile, Manifest, now, rewards_of, tool_version, write_manifest
 from regimen.convert.options import FORMATS, ConvertOptions, check_for_target, with_reasoning
-from regimen.convert.sidecar import Example, TaskRecord
-from regimen.convert.split import validation_tasks
-from regimen.errors import ConvertError, RolloutError
-from regimen.rollouts.reader import BadRow, Paths, RolloutReader, checked_paths, read_failures
-from regimen.rollouts.records import Rollout
-from regimen.rollouts.siblings import failures_beside, tasks_beside
-from regimen.rollouts.writer import JsonLinesWriter, encode_row, write_rows_atomically
+from regimen.convert.pairs import pair_across_tasks
+from regimen.convert.screen import Screened
+from regimen.errors import ConvertError, RolloutError, UsageError
+from regimen.pipelines.converted import (
+    QUARANTINE,
+    Totals,
+    described,
+    inputs_of,
+    keep_quarantine,
+    nothing_left,
+    warnings_about,
+)
+from regimen.pipelines.engine import Engine, map_ordered
+from regimen.pipelines.selection import (
+    Recipe,
+    Work,
+    balance_figures,
+    left_figures,
+    mix_figures,
+    piece_of,
+)
+from regimen.pipelines.verify import verify_folder
+from regimen.rollouts.index import RolloutIndex
+from regimen.rollouts.indexed import IndexedRow
+from regimen.rollouts.sources import STDIN, Paths, checked_paths
 
-QUARANTINE = "quarantine.jsonl"
+ROWS_OF_A_PIECE = 512
+WORTH_A_PROCESS = 32 << 20  # bytes; below, starting a process takes longer than it saves
+MOST_PROCESSES = 16
 
-
-class Target(msgspec.Struct, frozen=True):
-    """How one target is made: a record of each scored rollout, rows of all records, and why there are none."""
-
-    make: Callable[[Rollout], Any]
-    build: Callable[[Sequence[Any], ConvertOptions, Ledger], list[Example]]
-    nothing: Callable[[Sequence[Any], ConvertOptions, Ledger], ConvertError]
-
-
-TARGETS = {
-    "sft": Target(episode_of, sft.build_sft, sft.nothing_to_train),
-    "dpo": Target(episode_of, dpo.build_dpo, dpo.nothing_to_pair),
-    "grpo": Target(grpo.task_rollout_of, grpo.build_grpo, grpo.nothing_to_play),
-}
-
-
-class Intake(msgspec.Struct):
-    """What was read: records of the scored rollouts, and the totals that the ledger must reach."""
-
-    records: list[Any] = []
-    num_rows: int = 0
-    num_tokens: int = 0
-    num_bad: int = 0
-    failed_tasks: set[str] = set()
-    unmapped: list[BadRow] = []
+Result = TypeVar("Result")
 
 
 def convert(
@@ -78,228 +68,240 @@ def convert(
     *,
     tasks: Path | str | None = None,
     overwrite: bool = False,
+    verify: bool = False,
+    num_processes: int = 1,
+    engine: Engine = "local",
 ) -> Manifest:
     """Convert rollout files into the folder `out` and return its manifest.
 
+    `verify` reads every written row back and compares it with its rollouts; a difference is a `ConvertError`.
     `tasks` names the task rows where they do not stand beside the rollouts as `*_materialized_inputs.jsonl`.
+    A script that asks for several processes must start its work under `if __name__ == "__main__":`. With the engine
+    `ray` the second pass runs on the machines of a Ray cluster, which must see the files and the folder under the same
+    names.
     """
     options = options or ConvertOptions()
     check_for_target(options, to)
-    paths, out, target = checked_paths(rollouts), Path(out).absolute(), TARGETS[to]
-    ledger = Ledger()
-    with folder_written_whole(out, overwrite) as folder:
-        intake = _read(paths, tasks, target, options, ledger, folder, out)
-        resolved = resolve(options, to, intake.records)
-        examples = target.build(intake.records, resolved, ledger)
-        if not examples:
-            raise target.nothing(intake.records, resolved, ledger)
-        held_out = validation_tasks(
-            {example.task_id for example in examples}, options.validation_fraction, options.seed
-        )
-        train = [example for example in examples if example.task_id not in held_out]
-        validation = [example for example in examples if example.task_id in held_out]
-        _count_written(intake.records, {"trained": train, "validation": validation}, ledger)
-        manifest = Manifest(
-            created=now(),
-            tool={"name": "regimen", "version": tool_version()},
-            target=to,
-            format=resolved.format,
-            options=resolved,
-            inputs=_inputs(paths, tasks),
-            rewards=rewards_of([record.reward for record in intake.records]),
-            counts=_counts(intake, train, validation),
-            ledger=ledger.close(intake.num_rows, intake.num_tokens),
-            outputs=_write(folder, train, validation, intake.num_bad),
-            tokenizers=count_fingerprints(record.tokenizer for record in intake.records),
-            templates=count_fingerprints(record.template for record in intake.records),
-            warnings=warnings_about(to, intake, train, validation),
-        )
+    paths, out = checked_paths(rollouts), Path(out).absolute()
+    if num_processes < 1:
+        raise UsageError(f"is {num_processes}", where="--processes", expected="at least 1")
+    files = inputs_of(paths, tasks, options.against)
+    with (
+        ThreadPoolExecutor(1) as hashing,  # beside the passes: hashing does not hold the interpreter
+        folder_written_whole(out, overwrite) as folder,
+        _kept_quarantine(folder, out),
+    ):
+        inputs = hashing.submit(described, files)
+        with _index_of(paths, tasks, options, folder, num_processes) as index:
+            conversion = _Conversion(index, to, options, folder, num_processes, engine)
+            totals = conversion.run()
+            _judge(totals, index, options)
+            piped = [(index.plain_path(index.files.index(str(STDIN))), "rollouts")] if STDIN in paths else []
+            manifest = _manifest(conversion, totals, [*_named(described(piped), str(STDIN)), *inputs.result()])
+            if verify:
+                verified = verify_folder(folder, index, conversion.options)
+                manifest = msgspec.structs.replace(manifest, verified_rows=verified)
         write_manifest(manifest, folder)
     return manifest
 
 
-def resolve(options: ConvertOptions, to: str, records: Sequence[Any]) -> ConvertOptions:
-    """`options` with everything that the data decides filled in, as the manifest records it."""
-    if to == "dpo":
-        format_name = dpo.dpo_format(records, options.format)
-    else:
-        format_name = FORMATS[to][0] if options.format == "auto" else options.format
-    threshold = options.reward_threshold
-    if to != "dpo":
-        threshold = sft.reward_threshold([record.reward for record in records], threshold)
-    resolved = msgspec.structs.replace(options, format=format_name, reward_threshold=threshold)
-    return with_reasoning(resolved, format_name)
+def processes_for(rollouts: Paths) -> int:
+    """One process for each core, as far as the files are worth it."""
+    paths = checked_paths(rollouts)
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    return max(1, min(len(os.sched_getaffinity(0)), MOST_PROCESSES, size // WORTH_A_PROCESS))
 
 
-def _read(
-    paths: Sequence[Path],
-    tasks: Path | str | None,
-    target: Target,
-    options: ConvertOptions,
-    ledger: Ledger,
-    folder: Path,
-    out: Path,
-) -> Intake:
-    """Read every row; unscored ones are counted at once, unreadable ones go to quarantine."""
-    intake = Intake()
-    reader = RolloutReader(paths, quarantine=folder / QUARANTINE, tasks=tasks, max_bad=options.max_bad)
+@contextmanager
+def _kept_quarantine(folder: Path, out: Path) -> Generator[None]:
+    """Where a conversion fails, its quarantine stays beside the folder, and the error names it."""
     try:
-        try:
-            with reader:
-                for rollout in reader:
-                    _take(rollout, target, ledger, intake)
-        finally:
-            _set_aside(intake.unmapped, folder / QUARANTINE)
-        for path in paths:
-            for rollout in read_failures(path):
-                _take(rollout, target, ledger, intake)
-                intake.num_rows += 1
-        intake.num_rows += reader.report.rows
-        intake.num_bad += reader.report.bad
-        _judge(intake, reader.report.rows, options)
+        yield
     except (RolloutError, ConvertError) as error:
-        saved = _save_quarantine(folder / QUARANTINE, out)
+        saved = keep_quarantine(folder / QUARANTINE, out)
         if saved is None:
             raise
         fix = f"{error.fix or 'mend the rows'}; they are kept, with reasons, in {saved}"
         raise type(error)(error.message, where=error.where, expected=error.expected, fix=fix) from error
-    ledger.count_many("quarantined", reader.report.bad)
-    return intake
 
 
-def _take(rollout: Rollout, target: Target, ledger: Ledger, intake: Intake) -> None:
-    """Count an unscored row, or keep the record of a scored one. Tokens are counted here from the row itself."""
-    key = (rollout.source.path, rollout.source.line)
-    num_tokens = num_sampled_ids(rollout)
-    intake.num_tokens += num_tokens
-    if rollout.reward is None:
-        ledger.count(key, f"{FAILED}{rollout.outcome}", num_tokens)
-        intake.failed_tasks.add(rollout.task_id)
-        return
-    try:
-        record = target.make(rollout)
-    except RolloutError as error:
-        intake.unmapped.append(BadRow(*key, str(error), encode_row(rollout.row).decode().rstrip("\n")))
-        ledger.count(key, "quarantined", num_tokens)
-        intake.num_bad += 1
-        return
-    intake.records.append(record)
+def _index_of(
+    paths: Sequence[Path], tasks: Path | str | None, options: ConvertOptions, folder: Path, num_processes: int
+) -> RolloutIndex:
+    return RolloutIndex.build(
+        paths,
+        quarantine=folder / QUARANTINE,
+        tasks=tasks,
+        max_bad=options.max_bad,
+        num_processes=num_processes,
+        folder=folder,
+    )
 
 
-def _set_aside(rows: Sequence[BadRow], path: Path) -> None:
-    """Append the rows that could be read but not mapped to those that the reader has set aside."""
-    if rows:
-        with JsonLinesWriter(path) as quarantine:
-            for row in rows:
-                quarantine.write(row)
-
-
-def _judge(intake: Intake, num_rows: int, options: ConvertOptions) -> None:
-    if intake.num_bad > options.max_bad * num_rows:
+def _judge(totals: Totals, index: RolloutIndex, options: ConvertOptions) -> None:
+    num_bad, num_rows = totals.num_bad + index.report.bad, index.report.rows
+    if num_bad > options.max_bad * num_rows:
         raise ConvertError(
-            f"{intake.num_bad} of {num_rows} rows cannot be converted",
+            f"{num_bad} of {num_rows} rows cannot be converted",
             expected=f"at most {options.max_bad:g} of the rows",
             fix="mend the rows, or allow more with --max-bad",
         )
 
 
-def _save_quarantine(path: Path, out: Path) -> Path | None:
-    """Keep the quarantine of a conversion that fails, under a name that is free, beside the folder."""
-    if not path.exists():
-        return None
-    names = (f"{out.name}_quarantine{number}.jsonl" for number in ["", *(f"_{n}" for n in range(2, 1000))])
-    saved = next(free for name in names if not (free := out.with_name(name)).exists())
-    path.rename(saved)
-    return saved
+def _named(files: list[InputFile], name: str) -> list[InputFile]:
+    return [msgspec.structs.replace(file, path=name) for file in files]
 
 
-def _count_written(records: Sequence[Any], sides: dict[str, list[Example]], ledger: Ledger) -> None:
-    tokens = {record.key: record.num_sampled for record in records}
-    for bucket, examples in sides.items():
-        for key in dict.fromkeys(key for example in examples for key in example.keys):
-            ledger.count(key, bucket, tokens[key])
-
-
-def _counts(intake: Intake, train: Sequence[Example], validation: Sequence[Example]) -> Counts:
-    return Counts(
-        train_rows=len(train),
-        validation_rows=len(validation),
-        train_tasks=len({example.task_id for example in train}),
-        validation_tasks=len({example.task_id for example in validation}),
-        tasks_seen=len({record.task_id for record in intake.records}),
+def _manifest(conversion: _Conversion, totals: Totals, inputs: list[InputFile]) -> Manifest:
+    index, options = conversion.index, conversion.options
+    totals.ledger.count_many("quarantined", index.report.bad)
+    num_bad = totals.num_bad + index.report.bad
+    is_screened = options.where is not None or options.against is not None
+    return Manifest(
+        created=now(),
+        tool={"name": "regimen", "version": tool_version()},
+        target=conversion.to,
+        format=options.format,
+        options=options,
+        inputs=inputs,
+        rewards=rewards_of(index.rewards()),
+        counts=totals.counts(),
+        ledger=totals.ledger.close(index.num_rows + index.report.bad, conversion.num_tokens),
+        outputs=totals.outputs(num_bad),
+        tokenizers=dict(totals.tokenizers),
+        templates=dict(totals.templates),
+        warnings=warnings_about(conversion.to, totals),
+        environments=dict(totals.environments),
+        mix=conversion.mix,
+        screened=conversion.screened if is_screened else None,
     )
 
 
-def _inputs(paths: Sequence[Path], tasks: Path | str | None) -> list[InputFile]:
-    files: list[InputFile] = []
-    for path in paths:
-        files.append(input_file(path, "rollouts"))
-        beside = tasks_beside(path) if tasks is None else None
-        failures = failures_beside(path)
-        files.extend(
-            input_file(sibling, role)
-            for sibling, role in ((beside, "tasks"), (failures, "failures"))
-            if sibling is not None
-        )
-    if tasks is not None:
-        files.append(input_file(Path(tasks), "tasks"))
-    return files
+class _Conversion:
+    """The second pass over an index."""
+
+    def __init__(
+        self, index: RolloutIndex, to: str, options: ConvertOptions, folder: Path, num_processes: int, engine: Engine
+    ) -> None:
+        self.index, self.to, self.folder = index, to, folder
+        self.num_processes = num_processes
+        self.engine: Engine = engine
+        self.options = self._resolved(options)
+        self.recipe = Recipe(to=to, options=self.options, reader=index.open(), files=index.files)
+        self.num_tokens = 0
+        self.mix: dict[str, MixCount] = {}
+        self.screened: Screened | None = None
+
+    def run(self) -> Totals:
+        """Write both sides; once more where the hash alone leaves one of them without a task."""
+        if self.to == "grpo" and self.options.format == "gym":
+            self.recipe = msgspec.structs.replace(self.recipe, has_indices=self._are_unique())
+        prepared = self._prepare()
+        totals = self._write(prepared, self.recipe)
+        moved = totals.moved(self.options.validation_fraction)
+        if moved:
+            totals = self._write(prepared, msgspec.structs.replace(self.recipe, moved=moved))
+        self.screened = totals.finish_screen()  # an error in the condition comes before what it leaves
+        if not totals.num_examples:
+            raise nothing_left(self.to, self.index, self.options, totals.ledger)
+        return totals
+
+    def _resolved(self, options: ConvertOptions) -> ConvertOptions:
+        """`options` with everything that the data decides filled in, as the manifest records it."""
+        format_name = FORMATS[self.to][0] if options.format == "auto" else options.format
+        if self.to == "dpo" and options.format == "auto":
+            format_name = "binary" if self._all_said_in_strings() else "preference"
+        threshold = options.reward_threshold
+        if self.to != "dpo":
+            threshold = sft.reward_threshold(self.index.rewards(), threshold)
+        resolved = msgspec.structs.replace(options, format=format_name, reward_threshold=threshold)
+        return with_reasoning(resolved, format_name)
+
+    def _all_said_in_strings(self) -> bool:
+        """Whether strings lose nothing of any episode: a file has one format. The first loss ends the search."""
+        found = False
+        with self.index.open() as reader:
+            for row in self.index.rows():
+                if row.reward is None:
+                    continue
+                try:
+                    if not dpo.is_said_in_strings(episode_of(reader.rollout(row))):
+                        return False
+                except RolloutError:  # the second pass puts it aside
+                    continue
+                found = True
+        return found
+
+    def _are_unique(self) -> bool:
+        """Whether every task has an index of its own, so that gym rows can name it."""
+        indices: list[int] = []
+        for group in self.index.groups():
+            scored = [row for row in group if row.reward is not None]
+            if not scored:
+                continue
+            index = scored[0].task_index
+            if index is None or len({row.prompt for row in scored}) > 1:
+                return False
+            indices.append(index)
+        return len(np.unique(np.array(indices, dtype=np.float64))) == len(indices)
+
+    def _prepare(self) -> Work:
+        """What must be decided over all tasks before any is written."""
+        common = Work(recipe=self.recipe)
+        if self.options.balance is not None:
+            figures = [light for some in self._map(balance_figures, self._pieces(common)) for light in some]
+            common.limits = balanced_rows(figures, self.options.balance, self.options.seed)
+        if self.options.mix is not None:
+            figures = [light for some in self._map(mix_figures, self._pieces(common)) for light in some]
+            common.copies, self.mix = mixed_tasks(figures, self.options.mix, self.options.upsample, self.options.seed)
+        if self.options.across_tasks:
+            left = [light for some in self._map(left_figures, self._pieces(common)) for light in some]
+            pairs = pair_across_tasks(left, self.options)
+            common.awaited = frozenset(key for pair in pairs for key in pair)
+            places = {name: number for number, name in enumerate(self.index.files)}
+            found = {key: row for key in common.awaited if (row := self.index.find(places[key[0]], key[1]))}
+            common.pairs = [(found[better], found[worse]) for better, worse in pairs]
+        return common
+
+    def _map(self, function: Callable[[Work], Result], works: Iterator[Work]) -> Iterator[Result]:
+        return map_ordered(function, works, num_processes=self.num_processes, engine=self.engine)
+
+    def _pieces(self, common: Work) -> Iterator[Work]:
+        """The tasks in pieces, and the pairs across tasks last."""
+        self.num_tokens = 0
+        for groups in self._stretches():
+            keys = {group[0].task_id for group in groups}
+            yield Work(
+                recipe=common.recipe,
+                groups=groups,
+                limits=_of_tasks(common.limits, keys),
+                copies=_of_tasks(common.copies, keys),
+                awaited=common.awaited,
+            )
+        for start in range(0, len(common.pairs), ROWS_OF_A_PIECE):
+            yield Work(recipe=common.recipe, pairs=common.pairs[start : start + ROWS_OF_A_PIECE])
+
+    def _stretches(self) -> Iterator[list[list[IndexedRow]]]:
+        groups: list[list[IndexedRow]] = []
+        num_rows = 0
+        for group in self.index.groups():
+            groups.append(group)
+            num_rows += len(group)
+            self.num_tokens += sum(row.num_sampled for row in group)
+            if num_rows >= ROWS_OF_A_PIECE:
+                yield groups
+                groups, num_rows = [], 0
+        if groups:
+            yield groups
+
+    def _write(self, prepared: Work, recipe: Recipe) -> Totals:
+        common = msgspec.structs.replace(prepared, recipe=recipe)
+        pieces = self._map(piece_of, self._pieces(common))
+        with Totals.begin(self.folder, self.options, quarantines=not recipe.moved) as totals:
+            for piece in pieces:
+                totals.take(piece)
+        return totals
 
 
-def _write(folder: Path, train: Sequence[Example], validation: Sequence[Example], num_bad: int) -> list[OutputFile]:
-    """Write rows and sidecars; no validation file where no task validates, since loaders refuse empty files."""
-    written: list[OutputFile] = []
-    for name, examples in (("train", train), ("val", validation)):
-        if examples:
-            rows, sidecar = folder / f"{name}.jsonl", folder / f"{name}.sidecar.jsonl"
-            written.append(output_file(rows, write_rows_atomically(rows, (example.row for example in examples))))
-            num_records = write_rows_atomically(sidecar, (example.record for example in examples))
-            written.append(output_file(sidecar, num_records))
-    if num_bad:
-        written.append(output_file(folder / QUARANTINE, num_bad))
-    return written
-
-
-def warnings_about(to: str, intake: Intake, train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    """What a person should know before training on the folder."""
-    records, found = intake.records, list[str]()
-    if to == "sft" and len(train) < sft.FEW_ROWS:
-        found.append(
-            f"only {len(train)} training rows: {sft.FEW_ROWS} are a usual minimum; collect more, or lower the threshold"
-        )
-    if not validation:
-        found.append("no validation rows: a single task, or --validation-fraction 0")
-    for what in ("tokenizer", "template"):
-        if len(fingerprints := {getattr(record, what) for record in records} - {None}) > 1:
-            found.append(f"rollouts of {len(fingerprints)} different {what}s: token ids of one do not fit the others")
-    only_failed = intake.failed_tasks - {record.task_id for record in records}
-    if only_failed:
-        found.append(f"{len(only_failed)} tasks have only failed episodes and are left out: see the failures' reasons")
-    found.extend(_prompt_warnings(records, train, validation))
-    records_of_tasks = [example.record for example in [*train, *validation]] if to == "grpo" else []
-    nowhere = sum(isinstance(record, TaskRecord) and record.truth == "nowhere" for record in records_of_tasks)
-    if nowhere:
-        found.append(
-            f"{nowhere} tasks have no verifier fields: their rewards may all be 0 unless the environment needs none; "
-            "keep X_materialized_inputs.jsonl beside X.jsonl, or name it with --tasks"
-        )
-    return found
-
-
-def _prompt_warnings(records: Sequence[Any], train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
-    found: list[str] = []
-    prompts: dict[str, set[str]] = {}
-    for record in records:
-        prompts.setdefault(record.task_id, set()).add(record.prompt_key)
-    several = sum(len(keys) > 1 for keys in prompts.values())
-    if several:
-        found.append(
-            f"{several} task identities stand for several prompts (files collected from different task lists?); "
-            "only rows with the same prompt were compared"
-        )
-    prompt_of = {record.key: record.prompt_key for record in records}
-    trained = {prompt_of[example.keys[0]] for example in train}
-    leaked = sum(prompt_of[example.keys[0]] in trained for example in validation)
-    if leaked:
-        found.append(f"{leaked} validation rows have the prompt of a training row, under another task identity")
-    return found
+def _of_tasks(figures: dict[str, int] | None, task_ids: set[str]) -> dict[str, int] | None:
+    return None if figures is None else {task_id: figures.get(task_id, 0) for task_id in task_ids}

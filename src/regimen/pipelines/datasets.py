@@ -52,7 +52,7 @@ def load_dataset(config: DatasetConfig, renderer: Renderer, max_length: int, *, 
     if not path.is_file():
         raise UsageError("there is no such file", where=str(path), fix="check data.train.data_path")
     dataset = Dataset([], path=str(path))
-    for number, row, record in _rows(path, PairRecord if pairs else EpisodeRecord):
+    for number, row, record in rows_of(path, PairRecord if pairs else EpisodeRecord):
         where = f"{path}:{number}"
         sequences = _pair(row, record, config, renderer, where) if pairs else _row(row, record, config, renderer, where)
         _keep(dataset, sequences, number, max_length, pairs)
@@ -83,7 +83,8 @@ def _keep(dataset: Dataset, sequences: list[TrainingSequence], line: int, max_le
         dataset.tokens["masked"] += sum(len(sequence.ids) for sequence in tagged) - trained
 
 
-def _rows(path: Path, kind: Any) -> Iterator[tuple[int, dict[str, Any], Any]]:
+def rows_of(path: Path, kind: Any) -> Iterator[tuple[int, dict[str, Any], Any]]:
+    """The lines of a data set's file: number, row, and the sidecar's record of type `kind` (None without a sidecar)."""
     sidecar = path.with_name(f"{path.stem}.sidecar.jsonl")
     records = read_sidecar(sidecar, kind) if sidecar.is_file() else None
     with path.open(encoding="utf-8") as lines:
@@ -109,21 +110,23 @@ def _rows(path: Path, kind: Any) -> Iterator[tuple[int, dict[str, Any], Any]]:
 def _row(
     row: dict[str, Any], record: EpisodeRecord | None, config: DatasetConfig, renderer: Renderer, where: str
 ) -> list[TrainingSequence]:
-    messages, tools = _sft_messages(row, config, where)
+    messages, tools = sft_messages(row, config, where)
     # Without a sidecar nothing tells examples in the prompt from answers: every assistant message trains.
     return _sequences(messages, tools, record, 0, renderer, where)
 
 
-def _sft_messages(row: dict[str, Any], config: DatasetConfig, where: str) -> tuple[list[Message], list[Message]]:
+def sft_messages(row: dict[str, Any], config: DatasetConfig, where: str) -> tuple[list[Message], list[Message]]:
+    """The conversation and the tools of an SFT row."""
     if config.dataset_name == "openai_format" or "messages" in row:
         return _messages(_field(row, config.chat_key, where), where), row.get(config.tool_key) or []
     question, answer = _field(row, config.input_key, where), _field(row, config.output_key, where)
     return [{"role": "user", "content": str(question)}, {"role": "assistant", "content": str(answer)}], []
 
 
-def _pair(
-    row: dict[str, Any], record: PairRecord | None, config: DatasetConfig, renderer: Renderer, where: str
-) -> list[TrainingSequence]:
+def pair_messages(
+    row: dict[str, Any], config: DatasetConfig, where: str
+) -> tuple[list[Message], list[list[Message]], list[Message]]:
+    """The context of a DPO row, its two completions (the chosen one first) and its tools."""
     if config.dataset_name == "BinaryPreferenceDataset":
         prompt = _field(row, config.prompt_key, where)
         context = _messages(prompt, where) if isinstance(prompt, list) else [{"role": "user", "content": str(prompt)}]
@@ -137,7 +140,13 @@ def _pair(
         if len(completions) != 2:
             raise ConvertError(f"{len(completions)} completions", where=where, expected="2")
         sides = [_messages(completion["completion"], where) for completion in completions]
-    tools = row.get("tools") or []
+    return context, sides, row.get("tools") or []
+
+
+def _pair(
+    row: dict[str, Any], record: PairRecord | None, config: DatasetConfig, renderer: Renderer, where: str
+) -> list[TrainingSequence]:
+    context, sides, tools = pair_messages(row, config, where)
     result: list[TrainingSequence] = []
     for is_chosen, completion in zip((True, False), sides, strict=True):
         side = None if record is None else (record.chosen if is_chosen else record.rejected)

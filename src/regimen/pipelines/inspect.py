@@ -11,12 +11,17 @@ from pathlib import Path
 import msgspec
 
 from regimen.diagnosis.checks import Diagnosis
-from regimen.diagnosis.findings import ORDER, Finding
+from regimen.diagnosis.findings import Finding, in_order
+from regimen.diagnosis.reading import reading_findings
 from regimen.diagnosis.recommend import Recommendation, quoted_paths, recommend
 from regimen.diagnosis.thresholds import DEFAULT_THRESHOLDS, Thresholds
-from regimen.errors import RolloutError
+from regimen.diagnosis.tokens import TokenDiagnosis, token_row_of
+from regimen.errors import RolloutError, UsageError
+from regimen.pipelines.models import resolve_model
+from regimen.rollouts.contents import contents_of
 from regimen.rollouts.reader import Paths, ReadReport, RolloutReader
 from regimen.rollouts.statistics import Statistics, StatisticsCollector
+from regimen.tokens.template import Renderer
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,22 +43,36 @@ def inspect_rollouts(
     max_bad: float = 0.01,
     overwrite: bool = False,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    model: str | None = None,
+    chat_template: str | None = None,
+    max_length: int | None = None,
 ) -> Inspection:
-    """Read, measure, check and advise; raises when no row could be read."""
+    """Read, measure, check and advise; raises when no row could be read.
+
+    With `model` (a folder or hub name) the tokens are looked at too, and with `max_length` their number; recorded ids
+    are counted without a model.
+    """
+    tokens = _token_diagnosis(model, chat_template, max_length, thresholds)
     statistics, diagnosis = StatisticsCollector(), Diagnosis(thresholds)
     error = None
     with RolloutReader(paths, quarantine=quarantine, tasks=tasks, max_bad=max_bad, overwrite=overwrite) as reader:
         try:
             for rollout in reader:
-                statistics.add(rollout)
-                diagnosis.add(rollout)
+                contents = contents_of(rollout.output)
+                statistics.add(rollout, contents)
+                diagnosis.add(rollout, contents)
+                if tokens is not None and rollout.reward is not None and rollout.output:
+                    row = token_row_of(rollout)
+                    if row is not None:
+                        tokens.add(row)
         except RolloutError as problem:
             if not (reader.report.good and reader.report.bad):
                 raise
             error = str(problem)
     measured = statistics.finish()
-    findings = [*_bad_rows(reader.report), *diagnosis.finish(measured, sum(reader.report.failures.values()))]
-    findings.sort(key=lambda found: ORDER.index(found.severity))
+    failed = sum(reader.report.failures.values())
+    seen = [*reading_findings(reader.report), *diagnosis.finish(measured, failed)]
+    findings = in_order([*seen, *(tokens.finish() if tokens is not None else [])])
     path = quoted_paths([str(path) for path in reader.paths])
     return Inspection(
         read=reader.report,
@@ -64,17 +83,12 @@ def inspect_rollouts(
     )
 
 
-def _bad_rows(report: ReadReport) -> list[Finding]:
-    if not report.bad:
-        return []
-    kept = f"they are in {report.quarantine}" if report.quarantine else "keep them with --quarantine FILE"
-    return [
-        Finding(
-            code="bad_rows",
-            severity="warning",
-            count=report.bad,
-            message=f"{report.bad} of {report.rows} rows could not be read: {next(iter(report.reasons))}",
-            example=report.first_bad,
-            fix=f"mend the writer or the rows; {kept}",
-        )
-    ]
+def _token_diagnosis(
+    model: str | None, chat_template: str | None, max_length: int | None, thresholds: Thresholds
+) -> TokenDiagnosis | None:
+    if model is None and chat_template is not None:
+        raise UsageError("needs a tokenizer to render for", where="--chat-template", fix="name a model with --model")
+    if model is None and max_length is None:
+        return None
+    renderer = None if model is None else Renderer.load(resolve_model(model), chat_template)
+    return TokenDiagnosis(renderer, max_length, thresholds)

@@ -50,7 +50,7 @@ def check_models(names: Sequence[str]) -> None:
 
 def check_length(name: str, length: int, where: str, *, trust: bool = False) -> None:
     """Raise `ConfigError` when sequences of `length` exceed the positions of the model; no weights are loaded."""
-    limit = _max_positions(_config_of(resolve_model(name), trust))
+    limit = _max_positions(config_of(resolve_model(name), trust))
     if limit is not None and length > limit:
         raise ConfigError(
             f"is {length}, but the model {name} has {limit} positions",
@@ -60,7 +60,7 @@ def check_length(name: str, length: int, where: str, *, trust: bool = False) -> 
         )
 
 
-def _config_of(model: str, trust: bool) -> dict[str, Any]:
+def config_of(model: str, trust: bool) -> dict[str, Any]:
     """What config.json says, of a folder or of the hub; {} when it cannot be read: loading will say why."""
     try:
         if Path(model).is_dir():

@@ -2,8 +2,10 @@
 
 In: `responses_create_params` (instructions, input, tools) and the items of `response.output`.
 Out: chat messages and chat tools, as chat templates and standard data loaders take them. Text, call ids and the
-argument strings of tool calls come out exactly as they were. One model call becomes one assistant message.
-Refuses, with `RolloutError`: item types and content parts that have no text form (images, hosted tools).
+argument strings of tool calls come out exactly as they were. One model call becomes one assistant message. Content is
+a string; only where images stand in it is it a list of parts, with the images as references. Refusals stand in their
+own field. What chat messages cannot hold is listed in docs/normal-form.md.
+Refuses, with `RolloutError`: item types and content parts without a chat form (hosted tools, files, audio).
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from regimen.errors import RolloutError
 from regimen.rollouts.turns import TOKEN_FIELDS
 
 Message = dict[str, Any]
+Content = str | list[dict[str, Any]]
+
+SAMPLED_IDS = TOKEN_FIELDS[1]
+TEXT_PARTS = frozenset({"output_text", "input_text", "text", "summary_text", "reasoning_text"})
+IMAGE_PARTS = frozenset({"input_image", "image_url"})
 
 
 def input_messages(params: dict[str, Any]) -> list[Message]:
@@ -72,39 +79,91 @@ def kind_of(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def content_text(content: object, where: str = "content") -> str:
-    """The text of a message's content: a string, or parts whose texts are joined without a separator."""
-    if content is None:
-        return ""
+def content_text(content: object) -> str:
+    """The text of a message's content: a string, or parts whose texts are joined without a separator.
+
+    A refusal is text too; an image has none.
+    """
     if isinstance(content, str):
         return content
+    parts = _parts(content)
+    return "".join(
+        part if isinstance(part, str) else cast("str", part["refusal"])
+        for part in parts
+        if isinstance(part, str) or "refusal" in part
+    )
+
+
+def split_content(content: object) -> tuple[Content, str]:
+    """Content in chat spelling, and the refusal that stands among its parts ("" where none does)."""
+    if isinstance(content, str):
+        return content, ""
+    parts = _parts(content)
+    if len(parts) == 1 and isinstance(parts[0], str):  # by far the most
+        return parts[0], ""
+    refusal = "".join(cast("str", part["refusal"]) for part in parts if isinstance(part, dict) and "refusal" in part)
+    said = [part for part in parts if isinstance(part, str) or "refusal" not in part]
+    if any(isinstance(part, dict) for part in said):
+        return [text_part(part) if isinstance(part, str) else part for part in said], refusal
+    return "".join(cast("list[str]", said)), refusal
+
+
+def text_part(text: str) -> dict[str, Any]:
+    """Text as a part of content that holds images too."""
+    return {"type": "text", "text": text}
+
+
+def _parts(content: object) -> list[str | dict[str, Any]]:
+    """Content part by part: texts as strings, refusals and images as objects."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
     if not isinstance(content, list):
-        raise RolloutError(f"content is {kind_of(content)}", where=where, expected="a string or a list of parts")
-    return "".join(_part_text(part, where) for part in cast("list[Any]", content))
+        raise RolloutError(f"content is {kind_of(content)}", expected="a string or a list of parts")
+    return [_part(part) for part in cast("list[Any]", content)]
 
 
-def _part_text(part: object, where: str) -> str:
+def _part(part: object) -> str | dict[str, Any]:
     if isinstance(part, str):
         return part
-    if isinstance(part, dict):
-        for key in ("text", "refusal"):
-            text = cast("dict[str, Any]", part).get(key)
-            if isinstance(text, str):
-                return text
-        seen = f"a part of type {cast('dict[str, Any]', part).get('type')!r}"
-    else:
-        seen = kind_of(part)
-    raise RolloutError(f"content holds {seen}", where=where, expected="text parts")
+    if not isinstance(part, dict):
+        raise RolloutError(f"content holds {kind_of(part)}", expected="text, refusal and image parts")
+    part = cast("dict[str, Any]", part)
+    kind, text = part.get("type"), part.get("text")
+    if isinstance(text, str) and (kind in TEXT_PARTS or kind is None):
+        return text
+    if isinstance(part.get("refusal"), str) and kind in ("refusal", None):
+        return {"refusal": part["refusal"]}
+    if kind in IMAGE_PARTS or (kind is None and "image_url" in part):
+        return _image(part)
+    raise RolloutError(f"content holds a part of type {kind!r}", expected="text, refusal and image parts")
+
+
+def _image(part: dict[str, Any]) -> dict[str, Any]:
+    """An image as the reference it is; nothing is fetched or decoded."""
+    found = part.get("image_url")
+    image = {"url": found} if isinstance(found, str) else dict(cast("dict[str, Any]", found or {}))
+    if not isinstance(image.get("url"), str):
+        raise RolloutError("content holds an image without a URL", expected="image_url, a web or data address")
+    detail = part.get("detail") or image.get("detail")
+    reference = {"url": image["url"]} if detail is None else {"url": image["url"], "detail": detail}
+    return {"type": "image_url", "image_url": reference}
 
 
 def reasoning_text(item: dict[str, Any]) -> str:
-    """The text of a reasoning item: its summaries, or its content where there is no summary; "" when hidden."""
-    for key in ("summary", "content"):
-        value = item.get(key)
-        if isinstance(value, str) and value:
-            return value
-        if isinstance(value, list) and value:
-            return "\n".join(_part_text(part, f"reasoning {key}") for part in cast("list[Any]", value))
+    """The text of a reasoning item: its content, or its summaries where there is no content; "" when hidden."""
+    for value in (item.get("content"), item.get("summary")):
+        if not value:
+            continue
+        if len(parts := _parts(value)) == 1 and isinstance(parts[0], str):  # by far the most
+            if parts[0]:
+                return parts[0]
+            continue
+        if not all(isinstance(part, str) for part in parts):
+            raise RolloutError("reasoning holds a refusal or an image", expected="text parts")
+        if text := "\n".join(cast("list[str]", parts)):
+            return text
     return ""
 
 
@@ -142,12 +201,15 @@ def _as_text(value: object) -> str:
 
 
 def _messages(items: Sequence[Any], field: str) -> list[Message]:
-    builder = _Builder(has_tokens=any(map(_has_tokens, items)))
+    builder = _Builder(items)
     for index, item in enumerate(items):
-        where = f"{field}[{index}]"
-        if not isinstance(item, dict):
-            raise RolloutError(f"the item is {kind_of(item)}", where=where, expected="an object")
-        builder.add(cast("dict[str, Any]", item), where)
+        try:
+            if not isinstance(item, dict):
+                raise RolloutError(f"the item is {kind_of(item)}", expected="an object")
+            builder.add(cast("dict[str, Any]", item))
+        except RolloutError as error:
+            where = f"{field}[{index}]" + (f".{error.where}" if error.where else "")
+            raise RolloutError(error.message, where=where, expected=error.expected) from None
     return builder.finish()
 
 
@@ -158,37 +220,41 @@ class _Builder:
     output or a user message, and where text or reasoning follows text with no call waiting for its output.
     """
 
-    def __init__(self, has_tokens: bool) -> None:
-        self.has_tokens = has_tokens
+    __slots__ = ("calls", "has_tokens", "is_open", "items", "messages", "names", "reasoning", "refusals", "texts")
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+        self.has_tokens: bool | None = None
         self.messages: list[Message] = []
         self.names: dict[str, str] = {}
         self.reasoning: list[str] = []
-        self.texts: list[str] = []
+        self.texts: list[Content] = []
+        self.refusals: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.is_open = False
 
-    def add(self, item: dict[str, Any], where: str) -> None:
+    def add(self, item: dict[str, Any]) -> None:
         """Take the next item."""
-        kind = item_type(item)
-        if kind == "message" and item.get("role") == "assistant":
-            self._add_text(item, where)
-        elif kind == "message":
-            self._add_other(item, where)
-        elif kind == "reasoning":
-            self._end_before_text()
-            self.reasoning.append(reasoning_text(item))
-            self.is_open = True
-        elif kind == "function_call":
-            self._add_call(item, where)
+        kind = item.get("type")
+        if not isinstance(kind, str):
+            kind = item_type(item)
+        if kind == "function_call":
+            self._add_call(item)
         elif kind == "function_call_output":
             self._add_tool(item.get("call_id"), item.get("output"), None)
+        elif kind == "reasoning":
+            self._end_before_text()
+            if text := reasoning_text(item):
+                self.reasoning.append(text)
+            self.is_open = True
+        elif kind == "message":
+            self._add_message(item)
         else:
             raise RolloutError(
                 f"an item of type {kind!r} has no chat form",
-                where=where,
                 expected="message, reasoning, function_call or function_call_output",
             )
-        if item.get(TOKEN_FIELDS[1]) is not None:
+        if item.get(SAMPLED_IDS) is not None:
             self._close()
 
     def finish(self) -> list[Message]:
@@ -197,73 +263,132 @@ class _Builder:
         return self.messages
 
     def _end_before_text(self) -> None:
-        if not self.has_tokens and self.texts and not self.calls:
+        if self.texts and not self.calls and not self._any_tokens():
             self._close()
 
-    def _add_text(self, item: dict[str, Any], where: str) -> None:
+    def _any_tokens(self) -> bool:
+        if self.has_tokens is None:
+            self.has_tokens = any(map(_has_tokens, self.items))
+        return self.has_tokens
+
+    def _add_message(self, item: dict[str, Any]) -> None:
+        role = item.get("role")
+        if role == "assistant":
+            self._add_answer(item)
+        elif role == "tool":
+            self._add_tool(item.get("tool_call_id"), item.get("content"), item.get("name"))
+        elif role in ("user", "system", "developer"):
+            self._close()
+            # Chat templates know no developer role; it is the system role under a later name.
+            spoken = "system" if role == "developer" else role
+            content, refusal = split_content(item.get("content"))
+            if refusal:
+                raise RolloutError(f"a {role} message holds a refusal", expected="refusals of the assistant only")
+            self.messages.append({"role": spoken, "content": content})
+        else:
+            raise RolloutError(f"the role is {role!r}", expected="user, assistant, system, developer or tool")
+
+    def _add_answer(self, item: dict[str, Any]) -> None:
         self._end_before_text()
         self.is_open = True
+        content, refusal = split_content(item.get("content"))
+        self.texts.append(content)
+        refusal = item.get("refusal") or refusal
+        if isinstance(refusal, str) and refusal:
+            self.refusals.append(refusal)
         reasoning = item.get("reasoning_content")
         if isinstance(reasoning, str) and reasoning:
             self.reasoning.append(reasoning)
-        self.texts.append(content_text(item.get("content"), where))
-        for call in _objects(item.get("tool_calls"), f"{where}.tool_calls"):
+        if item.get("tool_calls") is None:
+            return
+        for call in _objects(item["tool_calls"], "tool_calls"):
             function = call.get("function")
             named = cast("dict[str, Any]", function) if isinstance(function, dict) else call
-            self._add_call({"call_id": call.get("id"), **named}, where)
+            self._add_call({"call_id": call.get("id"), **named})
 
-    def _add_call(self, item: dict[str, Any], where: str) -> None:
+    def _add_call(self, item: dict[str, Any]) -> None:
         name = item.get("name")
         if not isinstance(name, str):
-            raise RolloutError("a function call has no name", where=where)
-        call_id = str(item.get("call_id") or item.get("id") or f"call_{len(self.names)}")
+            raise RolloutError("a function call has no name")
+        given = item.get("call_id") or item.get("id")
+        call_id = str(given) if given else self._free_id()
+        arguments = item.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = "{}" if arguments is None else _as_text(arguments)
+        self.names.pop(call_id, None)  # the latest call stands last
         self.names[call_id] = name
-        function = {"name": name, "arguments": _as_text(item.get("arguments", "{}"))}
-        self.calls.append({"id": call_id, "type": "function", "function": function})
+        self.calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
         self.is_open = True
+
+    def _free_id(self) -> str:
+        number = len(self.names)
+        while f"call_{number}" in self.names:
+            number += 1
+        return f"call_{number}"
 
     def _add_tool(self, call_id: object, output: object, name: object) -> None:
         self._close()
-        text = content_text(output) if _is_parts(output) else _as_text(output)
         key = str(call_id) if call_id is not None else next(reversed(self.names), "")
         found = name if isinstance(name, str) else self.names.get(key)
         message: Message = {"role": "tool", "tool_call_id": key}
         if found is not None:
             message["name"] = found
-        self.messages.append({**message, "content": text})
-
-    def _add_other(self, item: dict[str, Any], where: str) -> None:
-        role = item.get("role")
-        if role == "tool":
-            self._add_tool(item.get("tool_call_id"), item.get("content"), item.get("name"))
-            return
-        if role not in ("user", "system", "developer"):
-            raise RolloutError(
-                f"the role is {role!r}", where=where, expected="user, assistant, system, developer or tool"
-            )
-        self._close()
-        # Chat templates know no developer role; it is the system role under a later name.
-        spoken = "system" if role == "developer" else role
-        self.messages.append({"role": spoken, "content": content_text(item.get("content"), where)})
+        message["content"] = output if isinstance(output, str) else _output_content(output)
+        self.messages.append(message)
 
     def _close(self) -> None:
         if not self.is_open:
             return
-        message: Message = {"role": "assistant", "content": "".join(self.texts)}
-        reasoning = "\n".join(text for text in self.reasoning if text)
-        if reasoning:
-            message["reasoning_content"] = reasoning
+        message: Message = {"role": "assistant", "content": _joined(self.texts)}
+        if self.refusals:
+            message["refusal"] = "".join(self.refusals)
+            self.refusals = []
+        if self.reasoning:
+            message["reasoning_content"] = "\n".join(self.reasoning)
+            self.reasoning = []
         if self.calls:
             message["tool_calls"] = self.calls
+            self.calls = []
         self.messages.append(message)
-        self.reasoning, self.texts, self.calls, self.is_open = [], [], [], False
+        self.texts = []
+        self.is_open = False
 
 
 def _has_tokens(item: object) -> bool:
-    return isinstance(item, dict) and cast("dict[str, Any]", item).get(TOKEN_FIELDS[1]) is not None
+    return isinstance(item, dict) and cast("dict[str, Any]", item).get(SAMPLED_IDS) is not None
 
 
-def _is_parts(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(part, dict) and "text" in part for part in cast("list[Any]", value)
-    )
+def _joined(contents: Sequence[Content]) -> Content:
+    """The contents of one model call's messages as one content."""
+    if not contents:
+        return ""
+    if len(contents) == 1:
+        return contents[0]
+    if not any(isinstance(content, list) for content in contents):
+        return "".join(cast("Sequence[str]", contents))
+    return [
+        part
+        for content in contents
+        if content
+        for part in ([text_part(content)] if isinstance(content, str) else content)
+    ]
+
+
+def _output_content(output: object) -> Content:
+    """What a tool said: text, parts in chat spelling, or any other value as the JSON that it is."""
+    if output is None:
+        return ""
+    if isinstance(output, list) and output and all(map(_is_output_part, cast("list[Any]", output))):
+        return split_content(cast("object", output))[0]
+    return _as_text(cast("object", output))
+
+
+def _is_output_part(part: object) -> bool:
+    """Whether a value in a tool's output is a content part, not data that happens to be a list of objects."""
+    if not isinstance(part, dict):
+        return False
+    part = cast("dict[str, Any]", part)
+    kind = part.get("type")
+    if kind in IMAGE_PARTS:
+        return "image_url" in part
+    return isinstance(part.get("text"), str) and (kind in TEXT_PARTS or set(part) == {"text"})

@@ -95,11 +95,11 @@ def rollout_from_row(row: Any, source: Source, task: dict[str, Any] | None = Non
     environment = environment_of(row)
     task_index = index_of(row, "_ng_task_index")
     scored = outcome.is_scored
-    reward = _reward(row) if scored else None
+    reward = reward_of(row) if scored else None
     params = _params(row, task, required=scored)
     output = _output(row, required=scored)
     if scored:
-        _check_tokens(output)
+        check_tokens(output)
     return Rollout(
         source=source,
         row=row,
@@ -171,9 +171,9 @@ def environment_of(row: dict[str, Any]) -> str | None:
 
 
 def index_of(row: dict[str, Any], field: str) -> int | None:
-    """An index stamp as an int; None when it is absent or no whole number."""
+    """An index stamp as an int; None when it is absent or no whole number of 64 bits."""
     value = row.get(field)
-    return value if type(value) is int else None
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 
 def task_id_of(environment: str | None, task_index: int | None, params: dict[str, Any]) -> str:
@@ -190,9 +190,12 @@ def canonical_bytes(value: object) -> bytes:
         return msgspec.json.encode(value, order="deterministic")
     except (UnicodeEncodeError, OverflowError):  # lone surrogates
         return json.dumps(value, sort_keys=True).encode()
+    except RecursionError:
+        raise RolloutError("the row is nested too deeply") from None
 
 
-def _reward(row: dict[str, Any]) -> float:
+def reward_of(row: dict[str, Any]) -> float:
+    """The reward of a scored row; raises `RolloutError` where it is no finite number."""
     value = row.get("reward")
     if value is None:
         raise RolloutError("the row has no reward", expected="a number in `reward`")
@@ -246,8 +249,8 @@ def _output(row: dict[str, Any], *, required: bool) -> list[dict[str, Any]]:
     return items
 
 
-def _check_tokens(output: list[dict[str, Any]]) -> None:
-    """Let sound token fields pass quickly; `turns_of` says exactly what is wrong with the others."""
+def check_tokens(output: list[dict[str, Any]]) -> None:
+    """Raise `RolloutError` for broken token fields: sound ones pass quickly, of others `turns_of` says what is wrong."""
     for item in output:
         has_ids = PROMPT_IDS in item or SAMPLED_IDS in item or LOGPROBS in item
         if has_ids and not _tokens_are_sound(item):

@@ -1,21 +1,31 @@
 """The files beside a rollouts file: the task rows with the ground truth, and the failed episodes.
 
-In: the path of `X.jsonl`. Out: the paths of `X_materialized_inputs.jsonl` and `X_failures.jsonl` where they exist,
-and `TaskIndex`, which finds the task row of a rollout. Holds two numbers per task row in memory, never the rows.
+In: the path of `X.jsonl` (or `X.jsonl.gz`, `X.parquet`, …). Out: the paths of `X_materialized_inputs.jsonl` and
+`X_failures.jsonl` (or their compressed forms) where they exist, and `TaskIndex`, which finds the task row of a
+rollout. The places of the task rows are kept in a small database on disk, so that memory does not grow with them.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from regimen.errors import UsageError
+from regimen.errors import RolloutError
+from regimen.rollouts.lines import decode_row, is_blank, line_size
+from regimen.rollouts.records import index_of
+from regimen.rollouts.sources import FILE_ENDINGS, Kind, kind_of, open_file, open_lines, spool
 
 MATERIALIZED = "_materialized_inputs"
 FAILURES = "_failures"
+PLACES_AT_A_TIME = 10_000
+SETTINGS = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -16000", "temp_store = FILE")
+
+Place = tuple[int, int | None, int, int]
 
 
 class _Stamps(msgspec.Struct):
@@ -36,88 +46,124 @@ def failures_beside(path: Path) -> Path | None:
 
 
 def _beside(path: Path, ending: str) -> Path | None:
-    if path.stem.endswith((MATERIALIZED, FAILURES)):
+    own = next((known for known in FILE_ENDINGS if path.name.endswith(known)), path.suffix)
+    stem = path.name.removesuffix(own)
+    if stem.endswith((MATERIALIZED, FAILURES)):
         return None
-    candidate = path.with_name(f"{path.stem}{ending}{path.suffix}")
-    return candidate if candidate.is_file() else None
+    candidates = (path.with_name(f"{stem}{ending}{suffix}") for suffix in dict.fromkeys((own, *FILE_ENDINGS)))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+class TaskPlaces(msgspec.Struct, frozen=True):
+    """Where the rows of one file of task rows stand: the plain file that holds them, and the database of places."""
+
+    rows: str
+    database: str
+    num_tasks: int
+    num_bad: int
+
+
+def index_tasks(path: Path, folder: Path, name: str) -> TaskPlaces:
+    """Read a file of task rows once and keep their places in `folder`, under `name`."""
+    rows, database = path, folder / f"{name}.sqlite"
+    if kind_of(path) is not Kind.LINES:
+        rows = folder / f"{name}.jsonl"
+        spool(path, rows)
+    bad = [0]
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        for setting in SETTINGS:
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute(
+            "CREATE TABLE pairs (task INTEGER, rollout INTEGER, offset INTEGER, size INTEGER,"
+            " PRIMARY KEY (task, rollout)) WITHOUT ROWID"
+        )
+        connection.execute("CREATE TABLE tasks (task INTEGER PRIMARY KEY, offset INTEGER, size INTEGER)")
+        for places in _batches(_places(rows, bad)):
+            firsts = ((task, offset, size) for task, _, offset, size in places)
+            connection.executemany("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?)", firsts)
+            pairs = (place for place in places if place[1] is not None)
+            connection.executemany("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", pairs)
+        connection.commit()
+        (num_tasks,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+    return TaskPlaces(str(rows), str(database), num_tasks, bad[0])
+
+
+def _places(path: Path, bad: list[int]) -> Iterator[Place]:
+    """The indices and byte range of every task row that has them; `bad[0]` counts the rows that are none."""
+    decode = msgspec.json.Decoder(_Stamps).decode
+    offset = 0
+    with open_lines(path) as lines:
+        for line in lines:
+            size = line_size(line)
+            start, offset = offset, offset + size
+            if is_blank(line):
+                continue
+            stamps = _stamps(line, decode)
+            if stamps is None:
+                bad[0] += 1
+            elif stamps.task_index is not None:
+                yield stamps.task_index, stamps.rollout_index, start, size
+
+
+def _batches(places: Iterable[Place]) -> Iterator[list[Place]]:
+    batch: list[Place] = []
+    for place in places:
+        batch.append(place)
+        if len(batch) == PLACES_AT_A_TIME:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _stamps(line: bytes, decode: Any) -> _Stamps | None:
+    try:
+        if not line.isascii():
+            line.decode()
+        stamps = decode(line)
+        if all(index is None or -(2**63) <= index < 2**63 for index in (stamps.task_index, stamps.rollout_index)):
+            return stamps
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        pass
+    row = _row(line)
+    return None if row is None else _Stamps(index_of(row, "_ng_task_index"), index_of(row, "_ng_rollout_index"))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = decode_row(line)
+    except RolloutError:
+        return None
+    return cast("dict[str, Any]", row) if isinstance(row, dict) else None
 
 
 class TaskIndex:
     """Finds task rows by task and rollout index, or by task index alone where the pair is not there."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_bad = 0
-        self._pairs: dict[tuple[int, int], int] = {}
-        self._tasks: dict[int, int] = {}
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
-        self._build()
+    def __init__(self, places: TaskPlaces) -> None:
+        self._file = open_file(Path(places.rows))
+        self._connection = sqlite3.connect(f"{Path(places.database).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        self._connection.execute("PRAGMA cache_size = -16000")
 
-    def _build(self) -> None:
-        decode = msgspec.json.Decoder(_Stamps).decode
-        offset = 0
-        for line in self._file:
-            start, offset = offset, offset + len(line)
-            if line.isspace():
-                continue
-            try:
-                stamps = decode(line)
-            except (msgspec.DecodeError, RecursionError):
-                stamps = _slow_stamps(line)
-            if stamps is None:
-                self.num_bad += 1
-                continue
-            if stamps.task_index is None:
-                continue
-            self._tasks.setdefault(stamps.task_index, start)
-            if stamps.rollout_index is not None:
-                self._pairs[stamps.task_index, stamps.rollout_index] = start
-
-    @property
-    def num_tasks(self) -> int:
-        """Number of distinct task indices found."""
-        return len(self._tasks)
+    def place(self, row: dict[str, Any]) -> tuple[int, int] | None:
+        """The byte range of the task row that a rollout row belongs to, or None."""
+        task, rollout = index_of(row, "_ng_task_index"), index_of(row, "_ng_rollout_index")
+        if task is None:
+            return None
+        find = self._connection.execute
+        found = None
+        if rollout is not None:
+            found = find("SELECT offset, size FROM pairs WHERE task = ? AND rollout = ?", (task, rollout)).fetchone()
+        return found or find("SELECT offset, size FROM tasks WHERE task = ?", (task,)).fetchone()
 
     def find(self, row: Any) -> dict[str, Any] | None:
         """The task row that a rollout row belongs to, or None."""
-        if not isinstance(row, dict):
+        place = self.place(cast("dict[str, Any]", row)) if isinstance(row, dict) else None
+        if place is None:
             return None
-        row = cast("dict[str, Any]", row)
-        task_index, rollout_index = row.get("_ng_task_index"), row.get("_ng_rollout_index")
-        if type(task_index) is not int:
-            return None
-        offset = self._pairs.get((task_index, rollout_index)) if type(rollout_index) is int else None
-        if offset is None:
-            offset = self._tasks.get(task_index)
-        if offset is None:
-            return None
-        self._file.seek(offset)
-        line = self._file.readline()
-        try:
-            return msgspec.json.decode(line, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
-            return _slow_row(line)
+        self._file.seek(place[0])
+        return _row(self._file.read(place[1]))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
-
-
-def _slow_row(line: bytes) -> dict[str, Any] | None:
-    """A row that only Python's parser takes (it knows NaN), or None."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, Any]", row) if isinstance(row, dict) else None
-
-
-def _slow_stamps(line: bytes) -> _Stamps | None:
-    row = _slow_row(line)
-    if row is None:
-        return None
-    indices = (row.get("_ng_task_index"), row.get("_ng_rollout_index"))
-    return _Stamps(*(index if type(index) is int else None for index in indices))
+        self._connection.close()

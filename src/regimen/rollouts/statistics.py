@@ -1,6 +1,6 @@
 """What is in a set of rollouts, as figures.
 
-In: `Rollout`s, one at a time. Out: a frozen `Statistics`. Per rollout a few numbers stay in memory, never the row.
+In: `Rollout`s, one at a time. Out: a frozen `Statistics`. Per scored rollout 20 bytes stay in memory, never the row.
 Only scored rollouts (see `Outcome.is_scored`) enter rewards, groups and pass rates; the others are counted.
 Standard deviations are of the population, in float64. A rollout passes when its binary reward is 1, or when any
 other reward is at least `SUCCESS`.
@@ -12,27 +12,25 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
 
-from regimen.rollouts.messages import item_type
+from regimen.rollouts.contents import Contents, contents_of
+from regimen.rollouts.moments import Moments, Summary, summarize
 from regimen.rollouts.outcomes import Outcome
 from regimen.rollouts.records import Rollout
 
 SUCCESS = 0.8
 NUM_BINS = 10
+# Rewards are sums and means of floats: 1.0 - 0.8 must reach a gap of 0.2.
+TOLERANCE = 1e-9
+# From this group size on binomial coefficients are numbers of thousands of digits.
+LARGE_GROUP = 1000
 
-
-class Summary(msgspec.Struct, frozen=True):
-    """A distribution in five numbers; all zero when `count` is 0."""
-
-    count: int
-    mean: float
-    sd: float
-    min: float
-    max: float
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Bin(msgspec.Struct, frozen=True):
@@ -67,7 +65,7 @@ class Groups(msgspec.Struct, frozen=True):
     """The rollouts by task; `repeated` tasks have at least two scored rollouts.
 
     Of those, zero-variance groups have all rewards equal: all passing, or all failing. `num_pairs` tasks have two
-    rewards at least `pair_gap` apart, `mean_gap` on average between best and worst.
+    rewards at least `pair_gap` apart, `mean_gap` on average between best and worst; `largest_gap` is of any task.
     """
 
     num_tasks: int
@@ -79,6 +77,7 @@ class Groups(msgspec.Struct, frozen=True):
     pair_gap: float
     num_pairs: int
     mean_gap: float
+    largest_gap: float
     pass_at: list[PassAt]
 
 
@@ -94,12 +93,18 @@ class Tools(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """One environment's part of the rollouts."""
+    """One environment's part of the rollouts. The figures of groups mean what they mean in `Groups`."""
 
     rows: int
     scored: int
     mean_reward: float
+    min_reward: float
+    max_reward: float
     success_rate: float
+    num_tasks: int
+    num_repeated: int
+    num_varied: int
+    num_pairs: int
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -122,7 +127,10 @@ class Statistics(msgspec.Struct, frozen=True):
 
 
 class StatisticsCollector:
-    """Takes rollouts with `add`, gives `Statistics` with `finish`."""
+    """Takes rollouts with `add`, gives `Statistics` with `finish`.
+
+    Tasks are told apart by a 64-bit hash: among a million tasks two are taken for one with a chance of 3 in 10^8.
+    """
 
     def __init__(self, success_threshold: float = SUCCESS, pair_gap: float = 0.2) -> None:
         self.success_threshold = success_threshold
@@ -131,64 +139,67 @@ class StatisticsCollector:
         self._offering = self._using = self._malformed = self._token_rows = 0
         self._outcomes: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
-        self._environment_rows: Counter[str] = Counter()
-        self._groups: dict[str, array[float]] = {}
-        self._environment_of: dict[str, str] = {}
-        self._components: dict[str, array[float]] = {}
-        self._metrics: dict[str, array[float]] = {}
-        self._turns, self._items, self._tokens = array("d"), array("d"), array("d")
+        self._environment_rows: dict[str, int] = {}
+        self._environment_numbers: dict[str, int] = {}
+        self._tasks, self._rewards, self._environments = array("q"), array("d"), array("I")
+        self._components: dict[str, Moments] = {}
+        self._metrics: dict[str, Moments] = {}
+        self._turns, self._items, self._tokens = Moments(), Moments(), Moments()
 
-    def add(self, rollout: Rollout) -> None:
-        """Count one rollout."""
+    def add(self, rollout: Rollout, contents: Contents | None = None) -> None:
+        """Count one rollout; `contents` are those of its output, where they are already known."""
         self._rows += 1
         self._outcomes[rollout.outcome] += 1
         environment = rollout.environment or "unknown"
-        self._environment_rows[environment] += 1
+        self._environment_rows[environment] = self._environment_rows.get(environment, 0) + 1
         if rollout.reward is None:
             return
-        self._groups.setdefault(rollout.task_id, array("d")).append(rollout.reward)
-        self._environment_of.setdefault(rollout.task_id, environment)
+        self._tasks.append(hash(rollout.task_id))
+        self._rewards.append(rollout.reward)
+        self._environments.append(self._environment_numbers.setdefault(environment, len(self._environment_numbers)))
         for table, values in ((self._components, rollout.components), (self._metrics, rollout.metrics)):
             for name, value in values.items():
-                table.setdefault(name, array("d")).append(value)
-        self._add_output(rollout)
+                found = table.get(name)
+                if found is None:
+                    found = table[name] = Moments()
+                found.add(value)
+        self._add_output(rollout, contents or contents_of(rollout.output))
 
-    def _add_output(self, rollout: Rollout) -> None:
-        self._items.append(len(rollout.output))
-        self._turns.append(num_turns(rollout.output))
-        tokens, has_ids = num_output_tokens(rollout)
-        self._token_rows += has_ids
+    def _add_output(self, rollout: Rollout, contents: Contents) -> None:
+        self._items.add(len(rollout.output))
+        self._turns.add(contents.num_turns)
+        tokens = num_output_tokens(rollout, contents)
+        self._token_rows += contents.has_ids
         if tokens is not None:
-            self._tokens.append(tokens)
+            self._tokens.add(tokens)
         self._offering += bool(rollout.params.get("tools"))
-        calls = [item for item in rollout.output if item_type(item) == "function_call"]
-        self._using += bool(calls)
-        for call in calls:
+        self._using += bool(contents.calls)
+        self._malformed += contents.num_malformed
+        for call in contents.calls:
             self._calls[str(call.get("name"))] += 1
-            self._malformed += not arguments_are_object(call.get("arguments"))
 
     def finish(self) -> Statistics:
         """The figures of everything added so far."""
-        rewards = self._rewards()
+        tasks, values = np.asarray(self._tasks, dtype=np.int64), np.asarray(self._rewards, dtype=np.float64)
+        rewards = self._reward_figures(values)
         return Statistics(
             rows=self._rows,
             scored=rewards.summary.count,
             truncated=self._outcomes[Outcome.TRUNCATED],
             outcomes={name: self._outcomes[name] for name in Outcome if self._outcomes[name]},
             rewards=rewards,
-            groups=self._grouped(rewards),
-            components={name: summarize(values) for name, values in sorted(self._components.items())},
-            metrics={name: summarize(values) for name, values in sorted(self._metrics.items())},
-            turns=summarize(self._turns),
-            items=summarize(self._items),
-            output_tokens=summarize(self._tokens),
+            groups=_grouped(_by_task(tasks, values, rewards.success_threshold), self.pair_gap),
+            components={name: values.summary() for name, values in sorted(self._components.items())},
+            metrics={name: values.summary() for name, values in sorted(self._metrics.items())},
+            turns=self._turns.summary(),
+            items=self._items.summary(),
+            output_tokens=self._tokens.summary(),
             num_with_token_ids=self._token_rows,
-            tools=self._tools(),
-            environments=self._environments(rewards),
+            tools=self._tools(rewards.summary.count),
+            environments=self._environment_figures(tasks, values, rewards.success_threshold),
         )
 
-    def _rewards(self) -> Rewards:
-        values = np.array([value for group in self._groups.values() for value in group], dtype=np.float64)
+    def _reward_figures(self, values: Floats) -> Rewards:
         if len(self._components) > 1:
             kind = "multi"
         else:
@@ -205,50 +216,37 @@ class StatisticsCollector:
             out_of_range=int(((values < 0) | (values > 1)).sum()),
         )
 
-    def _grouped(self, rewards: Rewards) -> Groups:
-        threshold = rewards.success_threshold
-        repeated = [group for group in self._groups.values() if len(group) > 1]
-        gaps = [max(group) - min(group) for group in repeated]
-        flat = [group for group, gap in zip(repeated, gaps, strict=True) if gap == 0]
-        paired = [gap for gap in gaps if gap >= self.pair_gap]
-        all_pass = sum(group[0] >= threshold for group in flat)
-        return Groups(
-            num_tasks=len(self._groups),
-            repeats=summarize([len(group) for group in self._groups.values()]),
-            num_repeated=len(repeated),
-            num_all_pass=all_pass,
-            num_all_fail=len(flat) - all_pass,
-            num_varied=len(repeated) - len(flat),
-            pair_gap=self.pair_gap,
-            num_pairs=len(paired),
-            mean_gap=math.fsum(paired) / len(paired) if paired else 0.0,
-            pass_at=_pass_at([(len(group), sum(x >= threshold for x in group)) for group in self._groups.values()]),
-        )
-
-    def _tools(self) -> Tools:
+    def _tools(self, scored: int) -> Tools:
         calls = sum(self._calls.values())
         return Tools(
             num_offering=self._offering,
             num_using=self._using,
             num_calls=calls,
-            calls_per_episode=calls / len(self._items) if self._items else 0.0,
+            calls_per_episode=calls / scored if scored else 0.0,
             by_name=dict(self._calls.most_common()),
             num_malformed=self._malformed,
         )
 
-    def _environments(self, rewards: Rewards) -> dict[str, Environment]:
-        values: dict[str, array[float]] = {name: array("d") for name in self._environment_rows}
-        for task, group in self._groups.items():
-            values[self._environment_of[task]].extend(group)
-        return {
-            name: Environment(
-                rows=self._environment_rows[name],
-                scored=len(found),
-                mean_reward=math.fsum(found) / len(found) if found else 0.0,
-                success_rate=sum(x >= rewards.success_threshold for x in found) / len(found) if found else 0.0,
+    def _environment_figures(self, tasks: Integers, values: Floats, threshold: float) -> dict[str, Environment]:
+        numbers = np.asarray(self._environments)
+        found: dict[str, Environment] = {}
+        for name, rows in sorted(self._environment_rows.items()):
+            mine = numbers == self._environment_numbers.get(name, -1)
+            summary = summarize(values[mine])
+            groups = _grouped(_by_task(tasks[mine], values[mine], threshold), self.pair_gap)
+            found[name] = Environment(
+                rows=rows,
+                scored=summary.count,
+                mean_reward=summary.mean,
+                min_reward=summary.min,
+                max_reward=summary.max,
+                success_rate=int((values[mine] >= threshold).sum()) / summary.count if summary.count else 0.0,
+                num_tasks=groups.num_tasks,
+                num_repeated=groups.num_repeated,
+                num_varied=groups.num_varied,
+                num_pairs=groups.num_pairs,
             )
-            for name, found in sorted(values.items())
-        }
+        return found
 
 
 def collect_statistics(rollouts: Iterable[Rollout]) -> Statistics:
@@ -259,38 +257,76 @@ def collect_statistics(rollouts: Iterable[Rollout]) -> Statistics:
     return collector.finish()
 
 
-def summarize(values: Any) -> Summary:
-    """Count, mean, population standard deviation, least and greatest of some numbers."""
-    numbers = np.asarray(values, dtype=np.float64)
-    if not len(numbers):
-        return Summary(0, 0.0, 0.0, 0.0, 0.0)
-    low, high = float(numbers.min()), float(numbers.max())
-    if low == high:  # the mean of equal numbers may round away from them
-        return Summary(len(numbers), low, 0.0, low, high)
-    # Squares of values beyond 1e150 do not fit; a power of two as unit changes no digit of the others.
-    unit = 2.0**1000 if max(-low, high) > 1e150 else 1.0
-    scaled = numbers / unit
-    return Summary(len(numbers), float(scaled.mean()) * unit, float(scaled.std()) * unit, low, high)
+class _Tasks(NamedTuple):
+    """One number per task: rollouts, passing rollouts, least and greatest reward."""
+
+    sizes: Integers
+    passing: Integers
+    low: Floats
+    high: Floats
+
+
+def _by_task(tasks: Integers, rewards: Floats, threshold: float) -> _Tasks:
+    if not len(tasks):
+        return _Tasks(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    order = np.argsort(tasks, kind="stable")
+    ordered, values = tasks[order], rewards[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    return _Tasks(
+        np.diff(np.append(starts, len(ordered))),
+        np.add.reduceat((values >= threshold).astype(np.int64), starts),
+        np.minimum.reduceat(values, starts),
+        np.maximum.reduceat(values, starts),
+    )
+
+
+def _grouped(tasks: _Tasks, pair_gap: float) -> Groups:
+    repeated = tasks.sizes > 1
+    gaps = (tasks.high - tasks.low)[repeated]
+    flat = gaps == 0
+    paired = gaps[(gaps >= pair_gap - TOLERANCE) & ~flat]
+    all_pass = int((flat & (tasks.passing[repeated] > 0)).sum())
+    return Groups(
+        num_tasks=len(tasks.sizes),
+        repeats=summarize(tasks.sizes),
+        num_repeated=len(gaps),
+        num_all_pass=all_pass,
+        num_all_fail=int(flat.sum()) - all_pass,
+        num_varied=int((~flat).sum()),
+        pair_gap=pair_gap,
+        num_pairs=len(paired),
+        mean_gap=math.fsum(paired) / len(paired) if len(paired) else 0.0,
+        largest_gap=float(gaps.max()) if len(gaps) else 0.0,
+        pass_at=_pass_at(tasks),
+    )
 
 
 def pass_at_k(num_rollouts: int, num_passing: int, k: int) -> float:
     """The chance that k of the rollouts, drawn without putting back, hold a passing one."""
     if num_rollouts < k:
         raise ValueError(f"pass@{k} needs at least {k} rollouts, there are {num_rollouts}")
-    return 1.0 - math.comb(num_rollouts - num_passing, k) / math.comb(num_rollouts, k)
+    if num_rollouts <= LARGE_GROUP:
+        return 1.0 - math.comb(num_rollouts - num_passing, k) / math.comb(num_rollouts, k)
+    drawn = np.arange(num_rollouts - num_passing + 1, num_rollouts + 1, dtype=np.float64)
+    return 1.0 - float(np.prod(np.maximum(1.0 - k / drawn, 0.0)))
 
 
-def _pass_at(groups: list[tuple[int, int]]) -> list[PassAt]:
-    most = max((size for size, _ in groups), default=0)
-    powers = [2**power for power in range(most.bit_length())]
+def _pass_at(tasks: _Tasks) -> list[PassAt]:
+    """Tasks with as many rollouts and as many passing ones have the same chance: each such kind is computed once."""
+    if not len(tasks.sizes):
+        return []
+    kinds, counts = np.unique(np.stack([tasks.sizes, tasks.passing], axis=1), axis=0, return_counts=True)
+    most = int(kinds[:, 0].max())
     found: list[PassAt] = []
-    for k in sorted({*powers, most} - {0}):
-        values = [pass_at_k(size, passing, k) for size, passing in groups if size >= k]
-        found.append(PassAt(k, math.fsum(values) / len(values), len(values)))
+    for k in sorted({*(2**power for power in range(most.bit_length())), most}):
+        enough = [(int(n), int(c), int(times)) for (n, c), times in zip(kinds, counts, strict=True) if n >= k]
+        num_tasks = sum(times for _, _, times in enough)
+        total = math.fsum(pass_at_k(n, c, k) * times for n, c, times in enough)
+        found.append(PassAt(k, total / num_tasks, num_tasks))
     return found
 
 
-def _histogram(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[Bin]:
+def _histogram(values: Floats) -> list[Bin]:
     if not len(values):
         return []
     low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
@@ -299,35 +335,11 @@ def _histogram(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[Bin]:
     return [Bin(places[i], places[i + 1], int(counts[i])) for i in range(NUM_BINS)]
 
 
-def num_turns(output: list[dict[str, Any]]) -> int:
-    """Number of model calls: items that carry token ids, or stretches of the model's items where none do."""
-    with_ids = sum(item.get("generation_token_ids") is not None for item in output)
-    if with_ids:
-        return with_ids
-    count, speaking = 0, False
-    for item in output:
-        by_model = item_type(item) in ("reasoning", "function_call") or item.get("role") == "assistant"
-        count += by_model and not speaking
-        speaking = by_model
-    return count
-
-
-def num_output_tokens(rollout: Rollout) -> tuple[int | None, bool]:
-    """Number of sampled tokens, from the token ids or else from the response's usage; and whether ids were there."""
-    ids = [item["generation_token_ids"] for item in rollout.output if item.get("generation_token_ids") is not None]
-    if ids:
-        return sum(map(len, ids)), True
+def num_output_tokens(rollout: Rollout, contents: Contents) -> int | None:
+    """Number of sampled tokens: from the token ids, or else from the response's usage."""
+    if contents.has_ids:
+        return sum(len(item["generation_token_ids"] or ()) for item in rollout.output if "generation_token_ids" in item)
     response = rollout.row.get("response")
     usage = cast("dict[str, Any]", response).get("usage") if isinstance(response, dict) else rollout.row.get("usage")
     tokens = cast("dict[str, Any]", usage).get("output_tokens") if isinstance(usage, dict) else None
-    return (tokens if type(tokens) is int else None), False
-
-
-def arguments_are_object(arguments: object) -> bool:
-    """Whether a tool call's arguments are a JSON object (or text that decodes to one)."""
-    if not isinstance(arguments, str):
-        return isinstance(arguments, dict)
-    try:
-        return isinstance(msgspec.json.decode(arguments), dict)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return False
+    return tokens if type(tokens) is int else None

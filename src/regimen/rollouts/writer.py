@@ -28,7 +28,7 @@ def encode_row(row: Any) -> bytes:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate: only its escape can be written
         return json.dumps(row, allow_nan=False, separators=(",", ":"), default=msgspec.to_builtins).encode() + b"\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RolloutError(f"a row cannot be written as JSON: {error}", expected="finite numbers and text") from None
 
 

@@ -38,7 +38,7 @@ class Renderer:
         stop_ids: Sequence[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = _template_text(chat_template) or tokenizer.chat_template
+        self.template = template_text(chat_template) or tokenizer.chat_template
         if not self.template:
             raise TokenError(
                 "the tokenizer has no chat template",
@@ -199,7 +199,8 @@ class Renderer:
         self._tools_checked.add(key)
 
 
-def _template_text(value: str | None) -> str | None:
+def template_text(value: str | None) -> str | None:
+    """The text of a template given as such, as a file, or by the name of a shipped one; None: the tokenizer's own."""
     if value is None or value == "default":
         return None
     if "{" in value:

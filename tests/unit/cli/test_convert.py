@@ -39,6 +39,36 @@ def test_json_is_the_manifest(run, tmp_path):
     assert manifest["ledger"]["num_rows"] == 11
 
 
+def test_the_flags_of_selection_reach_the_options_and_the_screen(run, tmp_path):
+    evaluation = tmp_path / "evaluation.jsonl"
+    evaluation.write_text('{"prompt": "What is 9 - 4?"}\n')
+    arguments = [
+        CALCULATOR, "--to", "dpo", "--out", tmp_path / "set", "--strategy", "stratified", "--high-threshold", 0.9,
+        "--low-threshold", 0.1, "--across-tasks", "--max-pairs-per-task", 2, "--spelling", "nemo_rl",
+        "--where", "reward<=1", "--against", evaluation, "--against-similarity", 0.9, "--verify",
+    ]  # fmt: skip
+    options = json.loads(run(*arguments, "--json").stdout)["options"]
+    assert (options["strategy"], options["high_threshold"], options["low_threshold"]) == ("stratified", 0.9, 0.1)
+    assert (options["across_tasks"], options["max_pairs_per_task"], options["spelling"]) == (True, 2, "nemo_rl")
+    assert (options["where"], options["against"], options["against_similarity"]) == ("reward<=1", str(evaluation), 0.9)
+    result = run(*arguments, "--overwrite")
+    for text in ("rows with a prompt of the evaluation: 2", "verified rows: 1"):
+        assert text in result.output
+
+
+def test_mixtures_and_balance_are_flags_too(run, tmp_path):
+    arguments = ["--mix", "calculator=2", "--upsample", "--with-pass-rate", "--json"]
+    manifest = json.loads(run(CALCULATOR, "--to", "grpo", "--out", tmp_path / "a", *arguments).stdout)
+    options = manifest["options"]
+    assert (options["mix"], options["upsample"], options["with_pass_rate"]) == ({"calculator": 2.0}, True, True)
+    assert manifest["mix"]["calculator_agent"]["tasks_kept"] == 4
+    shown = run(CALCULATOR, "--to", "grpo", "--out", tmp_path / "b", "--mix", "calculator=1").output
+    assert "calculator_agent: 4 of 4 tasks, 4 rows" in shown
+    arguments = ["--balance", 2, "--best-of", 1, "--json"]
+    options = json.loads(run(CALCULATOR, "--to", "sft", "--out", tmp_path / "c", *arguments).stdout)["options"]
+    assert (options["balance"], options["max_per_task"]) == (2.0, 1)
+
+
 def test_every_flag_reaches_the_options(run, tmp_path):
     result = run(
         CALCULATOR, "--to", "sft", "--out", tmp_path / "set", "--reward-threshold", 0.5, "--reasoning", "drop",

@@ -37,8 +37,8 @@ def test_figures_problems_and_plan_fit_eighty_columns(run):
         "price_of 8, give_total 4",
         "many_failures: 2 of 6 episodes failed",
         "fix: ",
-        "recommendation: 50% success with variance to learn from: GRPO.",
-        "2. Train with GRPO",
+        "recommendation: Only 4 rollouts: collect more before trusting a plan.",
+        "3. Train with GRPO",
         f"$ regimen convert {DATA / 'shop.jsonl'} --to grpo --out grpo_data",
     ):
         assert expected in text
@@ -107,3 +107,32 @@ def test_text_that_no_screen_can_show(run, tmp_path):
     path.write_text(json.dumps(row) + "\n")
     assert "\\ud800" in run(path).stdout
     assert json.loads(run(path, "--json").stdout)["statistics"]["environments"]["\ud800"]["rows"] == 1
+
+
+def test_tokens_are_looked_at_with_a_model(run, tiny, tmp_path):
+    tiny.tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    rows = [
+        {"responses_create_params": {"input": f"{n}?"}, "output": "y" * (n + 1), "reward": n % 2} for n in range(40)
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # user turn "user\n" + digits + "?", header "assistant\n", answer; four special ids and one line end
+    sizes = [5 + len(str(n)) + 1 + 10 + n + 1 + 4 + 1 for n in range(40)]
+    result = run(path, "--model", tmp_path / "model", "--max-length", 50, "--json")
+    findings = {found["code"]: found for found in json.loads(result.stdout)["findings"]}
+    assert findings["over_length"]["count"] == sum(size > 50 for size in sizes) > 0
+    assert findings["over_length"]["example"]["line"] == 1 + next(n for n, size in enumerate(sizes) if size > 50)
+    assert f"the longest has {max(sizes)}" in findings["over_length"]["message"]
+
+
+def test_a_template_needs_a_tokenizer(run):
+    error = run(DATA / "shop.jsonl", "--chat-template", "tools").exception
+    assert isinstance(error, UsageError)
+    assert "--model" in str(error)
+
+
+def test_recorded_ids_are_counted_without_a_model(run):
+    result = run(DATA / "shop.jsonl", "--max-length", "2", "--json")
+    findings = {found["code"]: found for found in json.loads(result.stdout)["findings"]}
+    assert findings["over_length"]["count"] == 4

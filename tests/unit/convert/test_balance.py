@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from regimen.convert.dpo import build_dpo
 from regimen.convert.episodes import Episode
 from regimen.convert.ledger import Ledger
-from regimen.convert.options import ConvertOptions
+from regimen.convert.options import STRATEGIES, ConvertOptions
 from regimen.convert.sft import build_sft
 from regimen.rollouts.records import Source
 
@@ -64,7 +64,7 @@ def test_sft_balances(rows, cap, threshold):
 
 
 @settings(deadline=None)
-@given(ROWS, st.sampled_from(["same_prompt", "all_pairs"]), st.integers(1, 4), st.sampled_from([0.0, 0.2, 0.5]))
+@given(ROWS, st.sampled_from(STRATEGIES), st.integers(1, 4), st.sampled_from([0.0, 0.2, 0.5]))
 def test_dpo_balances(rows, strategy, limit, gap):
     options = ConvertOptions(format="preference", strategy=strategy, max_pairs_per_task=limit, min_gap=gap)
     done = _close(build_dpo, rows, options)

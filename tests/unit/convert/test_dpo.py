@@ -1,8 +1,10 @@
 import pytest
 
-from regimen.convert.dpo import balanced, build_dpo, dpo_format, nothing_to_pair, wide_pairs
+from regimen.convert.dpo import build_dpo, is_said_in_strings, nothing_to_pair
+from regimen.convert.episodes import by_task
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
+from regimen.convert.pairs import balanced, wide_pairs
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
@@ -43,6 +45,11 @@ def test_best_against_worst_of_each_task(make_episode):
         "chosen_reward": 1.0,
         "rejected_reward": 0.0,
         "reward_gap": 1.0,
+        "chosen_characters": 4,
+        "rejected_characters": 3,
+        "chosen_tokens": 2,
+        "rejected_tokens": 2,
+        "shared_messages": 1,
     }
     assert (examples[0].record.chosen.source.line, examples[0].record.rejected.source.line) == (1, 3)
     assert buckets == [
@@ -125,16 +132,15 @@ def test_rows_of_one_task_with_different_prompts_are_not_compared(make_episode):
 
 def test_tools_come_along_and_force_messages(make_episode):
     episodes = [make_episode("a", "x", 1.0, tools=[TOOL]), make_episode("a", "y", 0.0, tools=[TOOL])]
-    assert dpo_format(episodes, "auto") == "preference"
+    assert not any(is_said_in_strings(episode) for episode in episodes)
     assert _built(episodes)[0][0].row["tools"] == [TOOL]
 
 
 def test_strings_are_chosen_when_they_lose_nothing(make_episode):
     episodes = [make_episode("a", "x", 1.0), make_episode("a", "y", 0.0)]
-    assert dpo_format(episodes, "auto") == "binary"
-    assert dpo_format(episodes, "preference") == "preference"
+    assert all(is_said_in_strings(episode) for episode in episodes)
     thinking = make_episode(completion=[{"role": "assistant", "content": "x", "reasoning_content": "Hm."}])
-    assert dpo_format([*episodes, thinking], "auto") == "preference"
+    assert not is_said_in_strings(thinking)
     examples, _, _ = _built(episodes, format="binary")
     assert examples[0].row == {
         "prompt": [{"role": "user", "content": "question of a"}],
@@ -143,6 +149,11 @@ def test_strings_are_chosen_when_they_lose_nothing(make_episode):
         "chosen_reward": 1.0,
         "rejected_reward": 0.0,
         "reward_gap": 1.0,
+        "chosen_characters": 1,
+        "rejected_characters": 1,
+        "chosen_tokens": 2,
+        "rejected_tokens": 2,
+        "shared_messages": 1,
     }
 
 
@@ -172,4 +183,55 @@ def test_no_pairs_says_what_would_give_some(make_episode, rewards, text):
     episodes = [make_episode(task, f"answer {n}", reward) for n, (task, reward) in enumerate(rewards)]
     ledger = Ledger()
     assert build_dpo(episodes, _options(), ledger) == []
-    assert text in str(nothing_to_pair(episodes, _options(), ledger))
+    groups = [[episode.reward for episode in group] for group in by_task(episodes).values()]
+    assert text in str(nothing_to_pair(groups, _options(), ledger))
+
+
+def test_stratified_without_strata_says_which_thresholds_would_do(make_episode):
+    options = _options(strategy="stratified")
+    error = nothing_to_pair([[0.6, 0.3], [0.5, 0.5]], options, Ledger())
+    assert "no task has rewards both from 0.7 up and from 0.4 down" in str(error)
+    assert "--high-threshold 0.6 --low-threshold 0.3 would give pairs, or pair --across-tasks" in str(error)
+
+
+def test_pairs_across_tasks_say_so_and_count_who_stays_alone(make_episode):
+    episodes = [
+        make_episode("a", "good", 1.0),
+        make_episode("a", "fine", 0.9),
+        make_episode("b", "bad", 0.1, num_sequences=0, num_sampled=0),
+    ]
+    examples, buckets, ledger = _built(episodes, strategy="stratified", across_tasks=True, validation_fraction=0)
+    (example,) = examples
+    assert (example.task_id, example.other_task_id) == ("a", "b")
+    assert example.row["context"] == [{"role": "user", "content": "question of a"}]
+    assert example.row["completions"][1]["completion"] == [{"role": "assistant", "content": "bad"}]
+    assert "chosen_tokens" not in example.row
+    assert sorted(buckets) == ["no_partner", "trained", "trained"]
+    assert buckets[2] == "trained"
+    assert ledger.close(3, 2).uses["pairs_across_tasks"] == 1
+
+
+def test_rows_record_how_much_both_sides_share(make_episode):
+    start = [{"role": "assistant", "content": "look"}, {"role": "user", "content": "a door"}]
+    episodes = [
+        make_episode("a", completion=[*start, {"role": "assistant", "content": word}], reward=reward)
+        for word, reward in (("open", 1.0), ("leave", 0.0))
+    ]
+    (example,) = _built(episodes, strategy="branches")[0]
+    assert example.row["shared_messages"] == example.record.shared_messages == 3
+    assert example.row["chosen_characters"] == len("look") + len("open")
+
+
+def test_flat_spelling_reaches_both_sides(make_episode):
+    def answer(arguments):
+        call = {"id": "k", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        return [{"role": "assistant", "content": "", "tool_calls": [call]}]
+
+    episodes = [
+        make_episode("a", completion=answer('{"x": 1}'), reward=1.0, tools=[TOOL]),
+        make_episode("a", completion=answer("{x"), reward=0.0, tools=[TOOL]),
+    ]
+    (example,) = _built(episodes, spelling="nemo_rl")[0]
+    chosen, rejected = (side["completion"][0]["tool_calls"] for side in example.row["completions"])
+    assert (chosen, rejected[0]["arguments"]) == ([{"id": "k", "name": "f", "arguments": {"x": 1}}], "{x")
+    assert example.row["tools"] == [TOOL["function"]]

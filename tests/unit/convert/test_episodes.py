@@ -5,6 +5,7 @@ from regimen.convert.episodes import (
     in_task_order,
     num_invalid_arguments,
     text_key,
+    text_keys,
     with_numbered_calls,
     with_reasoning,
     without_trailing_observations,
@@ -53,6 +54,11 @@ def test_call_ids_count_only_by_their_order(make_episode):
     assert one.completion != two.completion
     assert text_key(one) == text_key(two)
     assert text_key(one) != text_key(_tool_episode(make_episode, "a", '{"x": 1}'))
+    calls = [_call("x"), _call("y", "{ }")]
+    quiet = [make_episode(completion=[{"role": "assistant", "content": "", "tool_calls": [call]}]) for call in calls]
+    keys = text_keys([one, two, *quiet])
+    assert keys[one.key] == keys[two.key]
+    assert len({keys[episode.key] for episode in (one, *quiet)}) == 3
     assert with_numbered_calls(one.completion)[1]["tool_call_id"] == "0"
 
 

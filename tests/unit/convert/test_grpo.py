@@ -1,6 +1,6 @@
 import pytest
 
-from regimen.convert.grpo import build_grpo, nothing_to_play, task_fields
+from regimen.convert.grpo import build_grpo, nothing_to_play, task_fields, tasks_of
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 
@@ -107,7 +107,24 @@ def test_response_rows_refuse_what_strings_cannot_say(make_task_rollout, changes
     rollout, ledger = make_task_rollout(**changes), Ledger()
     assert build_grpo([rollout], _options(format="response"), ledger) == []
     assert ledger.bucket_of(rollout.key) == bucket
-    assert "--format gym" in str(nothing_to_play([rollout], _options(format="response"), ledger))
+    assert "--format gym" in str(nothing_to_play([[1.0]], _options(format="response"), ledger))
+
+
+def test_the_task_name_and_the_pass_rate_go_into_gym_rows(make_task_rollout):
+    rollouts = [make_task_rollout("a", reward, environment="calculator_agent") for reward in (1.0, 0.0)]
+    (example,) = build_grpo(rollouts, _options(with_pass_rate=True), Ledger())
+    assert (example.row["task_name"], example.row["pass_rate"]) == ("calculator_agent", 0.5)
+    assert example.environment == "calculator_agent"
+    named = [make_task_rollout("a", environment="agent", fields={"expected_answer": "42", "task_name": "sums"})]
+    assert build_grpo(named, _options(), Ledger())[0].row["task_name"] == "sums"
+    (answer,) = build_grpo(rollouts, _options(with_pass_rate=True, format="response"), Ledger())
+    assert answer.row == {"input": "question of a", "output": "42", "pass_rate": 0.5}
+
+
+def test_a_task_name_alone_is_no_ground_truth(make_task_rollout):
+    (example,) = build_grpo([make_task_rollout(fields={"task_name": "sums"})], _options(), Ledger())
+    assert example.record.truth == "nowhere"
+    assert len(tasks_of([make_task_rollout("a"), make_task_rollout("b"), make_task_rollout("a")])) == 2
 
 
 def test_task_indices_are_kept_where_they_are_unique(make_task_rollout):
@@ -122,7 +139,7 @@ def test_nothing_left_says_what_the_pass_rates_were(make_task_rollout):
     options = _options(min_pass_rate=0.9)
     ledger = Ledger()
     assert build_grpo(rollouts, options, ledger) == []
-    assert str(nothing_to_play(rollouts, options, ledger)) == (
+    assert str(nothing_to_play([[0.0], [1.0, 0.0]], options, ledger)) == (
         "no task has a pass rate from 0.9 to 1: pass rates of 2 tasks from 0 to 0.5 at the reward threshold 1, "
         "rewards from 0 to 1; to fix: --min-pass-rate 0 --max-pass-rate 0.5 would keep all"
     )

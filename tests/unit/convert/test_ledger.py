@@ -36,6 +36,21 @@ def test_a_row_has_one_bucket():
     assert ledger.bucket_of(("a", 2)) is None
 
 
+def test_ledgers_of_groups_add_up_without_their_keys():
+    total, first, second = Ledger(), Ledger(), Ledger()
+    first.count(("a", 1), "trained", 3)
+    first.use("pairs", 2)
+    second.count(("a", 2), "trained", 4)
+    second.count_many("quarantined", 1)
+    second.note("rows_with_images")
+    total.add(first)
+    total.add(second)
+    assert total.bucket_of(("a", 1)) is None
+    totals = total.close(3, 7)
+    assert (totals.rows, totals.tokens) == ({"trained": 2, "quarantined": 1}, {"trained": 7})
+    assert (totals.uses, totals.notes) == ({"pairs": 2}, {"rows_with_images": 1})
+
+
 def test_every_bucket_has_a_meaning():
     assert meaning_of("failed:timed_out") == "ended as timed_out: no reward of the model's"
     with pytest.raises(ConvertError, match="no meaning"):

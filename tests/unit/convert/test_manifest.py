@@ -1,8 +1,9 @@
 import hashlib
 
+import numpy as np
 import pytest
 
-from regimen.convert.manifest import count_fingerprints, read_manifest, rewards_of, sha256_of
+from regimen.convert.manifest import read_manifest, rewards_of, sha256_of
 from regimen.errors import ConvertError
 
 
@@ -13,14 +14,10 @@ def test_the_hash_is_of_the_bytes(tmp_path):
 
 
 def test_rewards_are_summarised():
-    summary = rewards_of([0.0, 1.0, 1.0, 0.0])
+    summary = rewards_of([np.array([0.0, 1.0]), np.array([]), np.array([1.0, 0.0])])
     assert (summary.num_scored, summary.kind, summary.lowest, summary.highest, summary.mean) == (4, "binary", 0, 1, 0.5)
-    assert rewards_of([0.0, 0.5]).kind == "continuous"
+    assert rewards_of([np.array([0.0]), np.array([0.5])]).kind == "continuous"
     assert rewards_of([]).kind == "none"
-
-
-def test_fingerprints_are_counted():
-    assert count_fingerprints(["a", None, "b", "a"]) == {"a": 2, "b": 1}
 
 
 def test_a_folder_without_a_manifest_or_with_a_wrong_one_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from regimen.convert.ledger import Ledger
@@ -17,9 +18,9 @@ def _buckets(ledger, episodes):
 
 
 def test_the_threshold_depends_on_the_rewards_unless_given():
-    assert reward_threshold([0.0, 1.0, 1.0], None) == 1.0
-    assert reward_threshold([0.0, 0.5, 1.0], None) == 0.95
-    assert reward_threshold([0.0, 1.0], 0.3) == 0.3
+    assert reward_threshold([np.array([0.0, 1.0]), np.array([1.0])], None) == 1.0
+    assert reward_threshold([np.array([0.0, 1.0]), np.array([0.5])], None) == 0.95
+    assert reward_threshold([np.array([0.0, 1.0])], 0.3) == 0.3
 
 
 def test_a_row_holds_prompt_completion_and_tools(make_episode):
@@ -84,6 +85,66 @@ def test_the_cap_keeps_the_best_of_each_task(make_episode):
     assert _buckets(ledger, episodes) == ["capped", None, None]
 
 
+def test_of_equally_rewarded_answers_the_shorter_stays(make_episode):
+    episodes = [make_episode("a", text) for text in ("longer", "long", "short")]
+    ledger = Ledger()
+    examples = build_sft(episodes, _options(max_per_task=1), ledger)
+    assert [example.row["messages"][1]["content"] for example in examples] == ["long"]
+    assert _buckets(ledger, episodes) == ["capped", None, "capped"]
+
+
+def test_environments_are_balanced_by_their_best_rows(make_episode):
+    few = [make_episode("few/0", environment="few")]
+    many = [make_episode("many/0", text, reward, environment="many") for text, reward in (("x", 1), ("y", 3), ("z", 2))]
+    ledger = Ledger()
+    examples = build_sft([*few, *many], _options(balance=2.0), ledger)
+    assert [(example.environment, example.record.reward) for example in examples] == [
+        ("few", 1.0),
+        ("many", 3),
+        ("many", 2),
+    ]
+    assert _buckets(ledger, many) == ["balanced", None, None]
+
+
+def test_the_flat_spelling(make_episode):
+    episode = make_episode(tools=[TOOL], completion=[{"role": "assistant", "content": "", "tool_calls": [CALL]}])
+    (example,) = build_sft([episode], _options(spelling="nemo_rl"), Ledger())
+    assert example.row["messages"][1]["tool_calls"] == [{"id": "a", "name": "f", "arguments": {}}]
+    assert example.row["tools"] == [{"name": "f", "parameters": {}}]
+
+
+def test_images_and_refusals_are_not_simple(make_episode):
+    image = [{"type": "image_url", "image_url": {"url": "https://a"}}]
+    episodes = [
+        make_episode("a", prompt=[{"role": "user", "content": image}]),
+        make_episode("b", completion=[{"role": "assistant", "content": "", "refusal": "no"}]),
+        make_episode("c", completion=[{"role": "assistant", "content": image}]),
+    ]
+    ledger = Ledger()
+    assert build_sft(episodes, _options(format="simple", reasoning="inline"), ledger) == []
+    assert _buckets(ledger, episodes) == ["not_simple"] * 3
+
+
+def test_what_messages_hold_is_noted(make_episode):
+    image = [{"type": "image_url", "image_url": {"url": "https://a"}}]
+    episodes = [
+        make_episode("a", reasoning_characters=7, num_hidden_reasoning=2),
+        make_episode("b", reasoning_characters=5, prompt=[{"role": "user", "content": image}]),
+        make_episode("c", completion=[{"role": "assistant", "content": "", "refusal": "no"}], num_developer_messages=1),
+    ]
+    ledger = Ledger()
+    build_sft(episodes, _options(reasoning="drop"), ledger)
+    ledger.count_many("trained", 3)
+    assert ledger.close(3, 0).notes == {
+        "reasoning_characters_dropped": 12,
+        "rows_with_developer_messages": 1,
+        "rows_with_hidden_reasoning": 1,
+        "rows_with_images": 1,
+        "rows_with_reasoning_dropped": 2,
+        "rows_with_refusals": 1,
+    }
+
+
 def test_simple_rows_are_strings_and_refuse_what_strings_cannot_say(make_episode):
     system = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     thinking = [{"role": "assistant", "content": "yes", "reasoning_content": "Hm."}]
@@ -123,14 +184,14 @@ def test_dropped_reasoning_takes_the_token_ids_and_says_so(make_episode):
     [
         ([0.2, 0.8, 0.8], "no rollout reaches the reward threshold 1: 3 rewards from 0.2 to 0.8, mean 0.6; "
          "to fix: --reward-threshold 0.8 would keep 2"),
-        ([], "no scored rollout in the input; to fix: collect again, and look at the failures"),
+        ([], "no scored rollout is left to train on; to fix: look at the failures, and at the filters"),
     ],
 )  # fmt: skip
 def test_nothing_left_says_what_would_leave_some(make_episode, rewards, text):
     episodes = [make_episode(reward=reward) for reward in rewards]
     ledger = Ledger()
     assert build_sft(episodes, _options(), ledger) == []
-    assert str(nothing_to_train(episodes, _options(), ledger)) == text
+    assert str(nothing_to_train(rewards, _options(), ledger)) == text
 
 
 def test_nothing_left_names_the_filters(make_episode):
@@ -138,5 +199,5 @@ def test_nothing_left_names_the_filters(make_episode):
     options = _options(require_tool_use=True)
     build_sft(episodes, options, ledger)
     assert "1 rollouts reach the reward threshold 1 but none passes the other filters (no_tool_use 1)" in str(
-        nothing_to_train(episodes, options, ledger)
+        nothing_to_train([1.0, 0.0], options, ledger)
     )

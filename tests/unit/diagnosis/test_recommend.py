@@ -153,3 +153,79 @@ def test_the_grpo_command_plays_as_many_turns_as_the_rollouts_have(episodes):
     assert step.commands[1].endswith("data.validation.data_path=grpo_data/val.jsonl grpo.max_rollout_turns=3")
     single = {step.action: step for step in plan(short).steps}["grpo"]
     assert "max_rollout_turns" not in single.commands[1]
+
+
+def fields(**given):
+    """Fields of a row without ground truth, unless given; each environment is named only where it is said."""
+    return {"expected_answer": None, **given}
+
+
+CASES = [
+    # name, groups of rewards, fields, rule, actions in order
+    ("high success, one repeat", [[1]] * 95 + [[0]] * 5, {}, "mostly_solved", ["sft", "harder_tasks"]),
+    ("high success, repeats", [[1] * 4] * 45 + [[1, 0, 1, 0]] * 5, {}, "mostly_solved", ["sft", "harder_tasks"]),
+    ("graded and nearly perfect", [[0.95, 0.85, 0.99]] * 40, {}, "mostly_solved", ["sft", "harder_tasks"]),
+    ("verifiable, variance within groups", [[1, 0, 1, 0]] * 50, {}, "reinforce", ["grpo", "dpo"]),
+    ("half of the groups vary", [[1, 0]] * 30 + [[1, 1]] * 15 + [[0, 0]] * 15, {}, "reinforce", ["grpo", "dpo"]),
+    ("few groups vary", [[1, 0]] * 10 + [[1, 1]] * 30 + [[0, 0]] * 20, {}, "reinforce", ["grpo"]),
+    ("one repeat, mixed", [[1], [0]] * 60, {}, "reinforce", ["grpo"]),
+    ("one repeat, mixed, graded", [[0.9], [0.2], [0.6]] * 40, {}, "reinforce", ["grpo"]),
+    ("graded, varied, repeated", [[0.3, 0.9, 0.5, 0.85]] * 40, {}, "graded_pairs", ["dpo", "grpo"]),
+    ("graded, seldom good", [[0.1, 0.85, 0.4, 0.3, 0.2]] * 40, {}, "graded_pairs", ["sft", "dpo", "grpo"]),
+    ("graded, never good", [[0.1, 0.6, 0.4, 0.3]] * 40, {}, "graded_pairs", ["dpo"]),
+    ("graded, hardly differing", [[0.5, 0.55, 0.6]] * 40, {}, "reinforce", ["grpo"]),
+    ("12% with 100 passing", RARE, {}, "imitate_first", ["sft", "grpo"]),
+    ("25% with 50 passing", [[1, 0, 0, 0]] * 50, {}, "imitate_first", ["sft", "grpo"]),
+    ("5% with 20 passing", [[1] + [0] * 19] * 20, {}, "too_rare", ["collect", "sft", "grpo"]),
+    ("all zero", [[0] * 4] * 50, {}, "all_equal", ["fix_verifier", "collect", "inspect"]),
+    ("all the same grade", [[0.5] * 4] * 50, {}, "all_equal", ["fix_verifier", "collect", "inspect"]),
+    ("all pass", [[1] * 4] * 50, {}, "all_equal", ["fix_verifier", "sft", "harder_tasks"]),
+    ("groups all pass or all fail", [[1] * 4] * 25 + [[0] * 4] * 25, {}, "flat_groups", ["collect", "sft"]),
+    ("too few rows", [[1, 0]] * 10, {}, "reinforce", ["collect", "grpo", "dpo"]),
+    ("too few rows, all zero", [[0, 0]] * 5, {}, "all_equal", ["fix_verifier", "collect", "inspect"]),
+    ("offline, pairs", [[1, 0, 1, 0]] * 50, fields(), "offline", ["dpo", "sft", "ground_truth"]),
+    ("offline, graded", [[0.3, 0.9, 0.5, 0.85]] * 40, fields(), "graded_pairs", ["dpo"]),
+    ("offline, one repeat", [[1], [0]] * 60, fields(), "offline", ["sft", "ground_truth"]),
+    ("offline, seldom passing", [[1, 0, 0, 0, 0]] * 40, fields(), "offline", ["sft", "dpo", "ground_truth"]),
+    ("offline, nothing to learn from", [[1]] * 20 + [[0]] * 60, fields(), "offline", ["collect", "ground_truth"]),
+    ("an environment, no truth", [[1, 0]] * 50, fields(agent_ref={"name": "e"}), "reinforce", ["grpo", "dpo"]),
+    ("nothing scored", [[0] * 4] * 10, {"mask_sample": True, "reward": None}, "nothing_scored", ["fix_environment"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "groups", "given", "rule", "expected"), CASES, ids=[case[0] for case in CASES])
+def test_constructed_cases(episodes, name, groups, given, rule, expected):
+    found = plan(episodes(*groups, **given))
+    assert (found.rule, actions(found)) == (rule, expected)
+    advised = [command for step in found.steps for command in step.commands]
+    for step in found.steps:
+        if step.action in ("sft", "dpo", "grpo"):
+            assert step.commands[0].startswith(f"regimen convert rollouts.jsonl --to {step.action}")
+    if given.get("expected_answer", "x") is None and "agent_ref" not in given:
+        assert not any("grpo" in command for command in advised)
+
+
+def test_environments_that_the_plan_does_not_fit_are_named(episodes):
+    mixed = [
+        *episodes(*[[1, 0, 1, 0]] * 40, agent_ref={"name": "middling"}),
+        *episodes(*[[1, 1, 1, 1]] * 30, [1, 0, 1, 1], agent_ref={"name": "easy"}),
+        *episodes(*[[0, 0, 0, 0]] * 30, [0, 0, 0, 1], agent_ref={"name": "hard"}),
+    ]
+    found = plan(mixed)
+    assert actions(found) == ["environments", "grpo"]
+    assert found.steps[0].title.endswith("imitate or make harder: easy 99%; easier tasks first: hard 1%")
+
+
+def test_a_constant_verifier_among_others_is_fixed_first(episodes):
+    mixed = [
+        *episodes(*[[1, 0, 1, 0]] * 40, agent_ref={"name": "sound"}),
+        *episodes(*[[1, 1, 1, 1]] * 10, agent_ref={"name": "lenient"}),
+    ]
+    found = plan(mixed)
+    assert actions(found) == ["repair", "grpo", "dpo"]
+    assert "fix the verifiers that tell nothing apart" in found.steps[0].title
+
+
+def test_a_missing_ground_truth_is_said_where_grpo_is_advised(episodes):
+    found = plan(episodes(*[[1, 0]] * 50, expected_answer=None, agent_ref={"name": "e"}))
+    assert "no ground truth was found" in found.steps[0].reason

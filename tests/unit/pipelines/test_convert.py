@@ -42,6 +42,8 @@ def test_sft_counts_every_row_and_every_sampled_token(tmp_path):
     assert manifest.ledger.num_tokens == 7
     assert manifest.ledger.tokens["below_threshold"] == 2
     assert manifest.ledger.notes == {
+        "reasoning_characters_kept": len("Multiply."),
+        "rows_with_reasoning_kept": 1,
         "rows_with_invalid_arguments": 1,
         "rows_without_token_ids": 3,
         "trailing_observations_cut": 1,
@@ -115,6 +117,9 @@ def test_strings_make_binary_pairs(tmp_path):
             "chosen_reward": 1.0,
             "rejected_reward": 0.25,
             "reward_gap": 0.75,
+            "chosen_characters": len(chosen),
+            "rejected_characters": len(rejected),
+            "shared_messages": 1,
         }
         for question, chosen, rejected in (("Is ice warm?", "no", "yes"), ("Is fire hot?", "yes", "no"))
     ]
@@ -127,6 +132,7 @@ def test_grpo_takes_the_ground_truth_from_the_task_rows(tmp_path):
     assert [row["expected_answer"] for row in rows] == ["1081", "42", "5", "42"]
     assert [row["_ng_task_index"] for row in rows] == [0, 1, 2, 3]
     assert all(row["agent_ref"] == {"name": "calculator_agent"} for row in rows)
+    assert {row["task_name"] for row in rows} == {"calculator_agent"}
     assert all(row["responses_create_params"]["tools"][0]["strict"] for row in rows)
     rates = [record.pass_rate for record in read_sidecar(out / "train.sidecar.jsonl", TaskRecord)]
     assert rates == [2 / 3, 1.0, 0.5, 0.0]
@@ -155,6 +161,7 @@ def test_bad_rows_go_to_quarantine_whoever_finds_them(tmp_path):
     def edit(rows):
         del rows[0]["reward"]
         rows[1]["response"]["output"] = [{"type": "computer_call", "id": "x"}]
+        rows[1]["reward"] = 1.0  # a row under the threshold is not read whole
         return rows
 
     path = _edited(tmp_path, edit)
@@ -264,7 +271,8 @@ def test_fingerprints_and_their_mixture_are_seen(tmp_path):
         ]
 
     manifest = convert(_edited(tmp_path, edit), "sft", tmp_path / "set")
-    assert (manifest.tokenizers, manifest.templates) == ({"t0": 5, "t1": 4}, {"x": 9})
+    # Of the nine scored rows five reach the threshold; the others are not read whole.
+    assert (manifest.tokenizers, manifest.templates) == ({"t0": 3, "t1": 2}, {"x": 5})
     assert any("2 different tokenizers" in warning for warning in manifest.warnings)
 
 

@@ -15,9 +15,9 @@ def test_the_three_parts_of_an_inspection():
     inspection = inspect_rollouts(DATA / "shop.jsonl")
     assert (inspection.read.rows, inspection.read.failures) == (4, {"agent_run_error": 2})
     assert inspection.statistics.rewards.num_passing == 2
-    assert {found.code for found in inspection.findings} == {"many_failures", "few_rollouts", "few_rows_for_sft"}
-    assert [step.action for step in inspection.recommendation.steps] == ["repair", "grpo", "dpo"]
-    assert inspection.recommendation.steps[1].commands[0] == (
+    assert {found.code for found in inspection.findings} == {"many_failures", "few_rollouts"}
+    assert [step.action for step in inspection.recommendation.steps] == ["repair", "collect", "grpo", "dpo"]
+    assert inspection.recommendation.steps[2].commands[0] == (
         f"regimen convert {DATA / 'shop.jsonl'} --to grpo --out grpo_data"
     )
     assert inspection.error is None

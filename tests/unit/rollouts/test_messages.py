@@ -157,7 +157,11 @@ def test_chat_messages_as_items():
         ({"type": "web_search_call"}, "web_search_call"),
         ({"type": "message", "role": "critic", "content": "x"}, "the role is 'critic'"),
         ({"type": "function_call", "call_id": "a"}, "no name"),
-        (text([{"type": "input_image", "image_url": "x"}]), "input_image"),
+        (text([{"type": "input_file", "file_id": "x", "text": "y"}]), "input_file"),
+        (text([{"type": "input_image", "file_id": "x"}]), "an image without a URL"),
+        (text([7]), "content holds a number"),
+        (text([{"type": "refusal", "refusal": "no"}], "user"), "a user message holds a refusal"),
+        ({"type": "reasoning", "content": [{"type": "input_image", "image_url": "x"}]}, "reasoning holds"),
         (text(7), "content is a number"),
         ("words", "the item is a string"),
     ],
@@ -173,6 +177,45 @@ def test_reasoning_from_content_and_hidden_reasoning():
     hidden = {"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
     assert output_messages([open_one, text("a")])[0]["reasoning_content"] == "t"
     assert output_messages([hidden, text("a")]) == [{"role": "assistant", "content": "a"}]
+
+
+def test_full_reasoning_is_believed_before_its_summary():
+    both = {"type": "reasoning", "summary": [{"text": "short"}], "content": [{"text": "one"}, {"text": "two"}]}
+    assert output_messages([both, text("a")])[0]["reasoning_content"] == "one\ntwo"
+
+
+def test_a_refusal_has_its_own_field():
+    parts = [{"type": "output_text", "text": "I"}, {"type": "refusal", "refusal": "won't"}]
+    assert output_messages([text(parts)]) == [{"role": "assistant", "content": "I", "refusal": "won't"}]
+    assert output_messages([{"role": "assistant", "content": None, "refusal": "no"}]) == [
+        {"role": "assistant", "content": "", "refusal": "no"}
+    ]
+    assert content_text(parts) == final_text([text(parts)]) == "Iwon't"
+
+
+def test_images_are_references_and_make_content_a_list():
+    seen = {"type": "input_image", "image_url": "https://a/b.png", "detail": "low", "file_id": None}
+    chat = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    low = {"type": "image_url", "image_url": {"url": "https://a/b.png", "detail": "low"}}
+    given = [text([{"type": "input_text", "text": "Look:"}, seen, chat], "user"), call("a"), result("a", [chat])]
+    messages = input_messages({"input": given})
+    assert messages[0] == {"role": "user", "content": [{"type": "text", "text": "Look:"}, low, chat]}
+    assert messages[2] == {"role": "tool", "tool_call_id": "a", "name": "look", "content": [chat]}
+    (answer,) = output_messages([text("See "), call("b"), text([seen])])
+    assert answer["content"] == [{"type": "text", "text": "See "}, low]
+    assert content_text([{"type": "input_text", "text": "Look:"}, seen]) == "Look:"
+
+
+def test_an_invented_call_id_is_free_and_an_output_without_one_is_the_latest_calls():
+    messages = output_messages([call("call_1"), call(None), {"type": "function_call_output", "output": "x"}])
+    assert [made["id"] for made in messages[0]["tool_calls"]] == ["call_1", "call_2"]
+    assert messages[1]["tool_call_id"] == "call_2"
+
+
+def test_a_tool_output_that_is_data_stays_whole():
+    data = [{"text": "pen", "price": 3}]
+    assert output_messages([result("a", data)])[0]["content"] == '[{"text": "pen", "price": 3}]'
+    assert output_messages([result("a", None)])[0]["content"] == ""
 
 
 def test_tools_in_chat_spelling():

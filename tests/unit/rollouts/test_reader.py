@@ -167,7 +167,6 @@ def test_task_rows_given_as_rollouts(data):
 def test_misuse(tmp_path):
     path = write(tmp_path / "r.jsonl", GOOD)
     for paths, said in (
-        (tmp_path, "is a folder"),
         (tmp_path / "x", "no such file"),
         ([], "no rollout file"),
         ([path, path], "given twice"),

@@ -2,18 +2,11 @@ import math
 
 import pytest
 
+from regimen.rollouts.contents import arguments_are_object, num_turns
+from regimen.rollouts.moments import Summary, summarize
 from regimen.rollouts.reader import read_failures, read_rollouts
 from regimen.rollouts.records import Source, rollout_from_row
-from regimen.rollouts.statistics import (
-    Bin,
-    PassAt,
-    Summary,
-    arguments_are_object,
-    collect_statistics,
-    num_turns,
-    pass_at_k,
-    summarize,
-)
+from regimen.rollouts.statistics import Bin, PassAt, collect_statistics, pass_at_k
 
 
 def rollouts(*groups, **fields):
@@ -141,3 +134,26 @@ def test_tokens_from_usage_where_there_are_no_ids():
 )
 def test_arguments(arguments, is_object):
     assert arguments_are_object(arguments) is is_object
+
+
+def test_large_groups_need_no_large_numbers():
+    # 1 - C(1100, 2) / C(1200, 2), the fraction by hand: 1100 x 1099 / (1200 x 1199)
+    assert pass_at_k(1200, 100, 2) == pytest.approx(1 - 1100 * 1099 / (1200 * 1199), rel=1e-12)
+    assert pass_at_k(1200, 1100, 200) == 1.0
+    assert pass_at_k(1200, 0, 5) == 0.0
+
+
+def test_environments_have_figures_of_their_own():
+    easy = rollouts([1, 1], [1, 1], agent_ref={"name": "easy"})
+    mixed = rollouts([1, 0], [0, 0], [0.5], agent_ref={"name": "mixed"})
+    parts = collect_statistics([*easy, *mixed]).environments
+    easy_part, part = parts["easy"], parts["mixed"]
+    assert (easy_part.min_reward, easy_part.max_reward, easy_part.num_varied, easy_part.num_pairs) == (1.0, 1.0, 0, 0)
+    assert (part.scored, part.num_tasks, part.num_repeated, part.num_varied, part.num_pairs) == (5, 3, 2, 1, 1)
+    assert (part.min_reward, part.max_reward, part.mean_reward) == (0.0, 1.0, pytest.approx(0.3))
+
+
+def test_the_largest_gap_and_gaps_that_rounding_makes_smaller():
+    groups = collect_statistics(rollouts([0.8, 1.0], [0.3, 0.4])).groups
+    assert 1.0 - 0.8 < 0.2
+    assert (groups.num_pairs, groups.largest_gap) == (1, pytest.approx(0.2))

@@ -1,1 +1,1 @@
-"""Converted folders as other trainers take them."""
+"""Training sets and configurations as other trainers take them: one module and one registry line each."""

@@ -1,148 +1,161 @@
-"""A NeMo RL configuration that trains on a converted folder.
+"""A folder that NeMo RL trains from as it stands: config.yaml, the rows, the chat template, and how to launch it.
 
-In: a folder that `convert` wrote, a model and a checkout of NeMo RL. Out: nemo_rl.yaml in the folder, for
-`examples/run_{sft,dpo,grpo}.py --config`. Every key that NeMo RL reads without a default is written, and batches are
-no larger than the data, since rows of an incomplete batch are dropped there.
-Refuses: folder names from which NeMo RL cannot make a task name, and gym rows without the environment's configs.
+In: an export request; with a checkout, config.yaml inherits the example of that checkout and holds what differs.
+Out: the files, and the changes in the request's notes.
+Refuses: a folder that is no checkout, and what the rows and the configuration refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
-from regimen.convert.manifest import Manifest, read_manifest
-from regimen.errors import ConvertError, UsageError
+from regimen.config.source import Tree, lookup, merge, nest
+from regimen.convert.export.nemo_rl_batches import fitting_batch, fitting_micro_batch, num_ranks
+from regimen.convert.export.nemo_rl_config import example_values, leaves, nemo_rl_config
+from regimen.convert.export.nemo_rl_rows import DataSet, write_data
+from regimen.convert.export.request import ExportRequest
+from regimen.errors import ConfigError, UsageError
 
-FILE = "nemo_rl.yaml"
 BASES = {"sft": "sft.yaml", "dpo": "dpo.yaml", "grpo": "grpo_math_1B.yaml"}
-# Largest batches written; they are what NeMo RL's own examples use.
-TRAIN_BATCH = {"sft": 32, "dpo": 128, "grpo": 32}
-VALIDATION_BATCH = {"sft": 32, "dpo": 8}
-GENERATIONS = 16
-DATASETS: dict[str, dict[str, Any]] = {
-    "openai": {
-        "dataset_name": "openai_format",
-        "chat_key": "messages",
-        "tool_key": "tools",
-        # Plain loading fills absent keys with null and merges tool schemas.
-        "use_preserving_dataset": True,
-    },
-    "simple": {"dataset_name": "ResponseDataset", "input_key": "input", "output_key": "output"},
-    "preference": {"dataset_name": "PreferenceDataset"},
-    "binary": {
-        "dataset_name": "BinaryPreferenceDataset",
-        "prompt_key": "prompt",
-        "chosen_key": "chosen",
-        "rejected_key": "rejected",
-    },
-    "response": {
-        "dataset_name": "ResponseDataset",
-        "input_key": "input",
-        "output_key": "output",
-        "processor": "math_hf_data_processor",
-        "env_name": "math",
-    },
-    "gym": {
-        "dataset_name": "NemoGymDataset",
-        "processor": "nemo_gym_data_processor",
-        "env_name": "nemo_gym",
-    },
-}
+# Read without a default, or set to something else by the example: written whatever is inherited.
+ALWAYS = (
+    "policy.model_name",
+    "policy.tokenizer",
+    "policy.megatron_cfg.enabled",
+    "policy.draft.enabled",
+    "checkpointing",
+    "data",
+)
 
 
-def nemo_rl_config(folder: Path, model: str, checkout: Path, gym_config_paths: Sequence[str] = ()) -> dict[str, Any]:
-    """The configuration for the converted `folder`, as a nested dict.
-
-    `checkout` is the folder of NeMo RL, whose example configuration is inherited; `gym_config_paths` are the
-    `config_paths` of the environment, needed for GRPO rows in the gym format.
-    """
-    folder = folder.absolute()
-    manifest = read_manifest(folder)
-    _check_name(folder)
-    target = manifest.target
-    config: dict[str, Any] = {
-        "defaults": str(checkout.absolute() / "examples" / "configs" / BASES[target]),
-        "policy": {
-            "model_name": model,
-            "tokenizer": {"name": model, "chat_template": "default"},
-            "megatron_cfg": {"enabled": False},
-        },
-        "data": _data(folder, manifest),
-        "checkpointing": {"keep_top_k": 3, "save_optimizer": True, "checkpoint_must_save_by": None},
-    }
-    _set_batches(config, manifest)
-    if target == "grpo":
-        config["policy"]["draft"] = {"enabled": False}
-        config["data"]["use_multiple_dataloader"] = False
-    if manifest.format == "gym":
-        if not gym_config_paths:
-            raise UsageError("gym rows need the environment's config_paths", where=str(folder))
-        config["env"] = {"should_use_nemo_gym": True, "nemo_gym": {"config_paths": list(gym_config_paths)}}
-    return config
+def export_nemo_rl(request: ExportRequest) -> None:
+    """Write the folder."""
+    data = write_data(request)
+    tree = nemo_rl_config(request, data)
+    written = tree if request.checkout is None else _inheriting(tree, request, request.checkout)
+    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=118)
+    config = request.write_text("config.yaml", text)
+    request.write_text("README.md", _readme(request, tree, data, config))
 
 
-def write_nemo_rl_config(
-    folder: Path, model: str, checkout: Path, gym_config_paths: Sequence[str] = (), overwrite: bool = False
-) -> Path:
-    """Write nemo_rl.yaml into the converted `folder` and return its path."""
-    path = folder / FILE
-    if path.exists() and not overwrite:
-        raise UsageError("the file exists", where=str(path), fix="ask to overwrite it")
-    config = nemo_rl_config(folder, model, checkout, gym_config_paths)
-    temporary = path.with_name(f".{FILE}.tmp")
-    try:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ConvertError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _check_name(folder: Path) -> None:
-    """NeMo RL names a task by the last two parts of the path, cut at the first dot."""
-    if "." in folder.name or not folder.name:
+def _inheriting(tree: Tree, request: ExportRequest, checkout: Path) -> Tree:
+    """What differs from the example values, on top of the checkout's example."""
+    base = checkout.absolute() / "examples" / "configs" / BASES[request.config.algorithm]
+    if not base.is_file():
         raise UsageError(
-            f"the folder's name {folder.name!r} has a dot, at which NeMo RL cuts its task name",
-            where=str(folder),
-            fix="rename the folder",
+            f"there is no examples/configs/{base.name}",
+            where=str(checkout),
+            expected="the folder of a NeMo RL checkout",
         )
+    values = example_values(request.config.algorithm)
+    result: Tree = {"defaults": str(base)}
+    for path, value in leaves(tree):
+        if path.startswith(ALWAYS) or lookup(values, path) != (True, value):
+            result = merge(result, nest(path, value))
+    request.inputs.append(base)
+    return result
 
 
-def _data(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    common = DATASETS[manifest.format] | ({} if manifest.format == "gym" else {"split": "train"})
-    names = {file.name for file in manifest.outputs}
-    data: dict[str, Any] = {
-        "train": {"data_path": str(folder / "train.jsonl"), **common},
-        # Absent, not inherited: the example's own validation set would be loaded.
-        "validation": {"data_path": str(folder / "val.jsonl"), **common} if "val.jsonl" in names else None,
-        "num_workers": 1,
-    }
-    if manifest.target == "sft":
-        data |= {"add_bos": True, "add_eos": True, "add_generation_prompt": False}
-    return data
+def _script(request: ExportRequest, data: dict[str, DataSet]) -> str:
+    if data["train"].keys["dataset_name"] == "NemoGymDataset":
+        return "examples/nemo_gym/run_grpo_nemo_gym.py"
+    return f"examples/run_{request.config.algorithm}.py"
 
 
-def _set_batches(config: dict[str, Any], manifest: Manifest) -> None:
-    target, counts = manifest.target, manifest.counts
-    batch = largest_batch(counts.train_rows, TRAIN_BATCH[target])
-    if target == "grpo":
-        config["grpo"] = {"num_prompts_per_step": batch, "num_generations_per_prompt": GENERATIONS}
-        config["policy"]["train_global_batch_size"] = batch * GENERATIONS
-        return
-    config["policy"] |= {"train_global_batch_size": batch, "train_micro_batch_size": 1}
-    if counts.validation_rows:
-        config[target] = {
-            "val_global_batch_size": largest_batch(counts.validation_rows, VALIDATION_BATCH[target]),
-            "val_micro_batch_size": 1,
+def _launch(request: ExportRequest, tree: Tree, data: dict[str, DataSet], config: str, gpus: int, nodes: int) -> str:
+    """The command for so many GPUs, with the batch sizes that they need; or why there is none."""
+    cluster = {"gpus_per_node": gpus, "num_nodes": nodes}
+    try:
+        batches = _batches(request, merge(tree, {"cluster": cluster}), data)
+    except ConfigError as error:
+        return f"# {error.message}"
+    words = ["uv", "run", _script(request, data), "--config", config]
+    words += [f"cluster.{key}={value}" for key, value in cluster.items()]
+    return " ".join([*map(shlex.quote, words), *batches])
+
+
+def _batches(request: ExportRequest, tree: Tree, data: dict[str, DataSet]) -> list[str]:
+    """Overrides of batch sizes that this many GPUs cannot share."""
+    ranks, algorithm = num_ranks(tree), request.config.algorithm
+    policy, section = cast("Tree", tree["policy"]), cast("Tree", tree[algorithm])
+    places: list[tuple[str, Tree, str, int]] = [("policy", policy, "train", data["train"].num_rows)]
+    if algorithm == "grpo":
+        places = [("policy", policy, "train", policy["train_global_batch_size"])]
+    elif "validation" in data:
+        places.append((algorithm, section, "val", data["validation"].num_rows))
+    changes: dict[str, Any] = {}
+    for prefix, values, kind, num_rows in places:
+        asked, micro = int(values[f"{kind}_global_batch_size"]), int(values[f"{kind}_micro_batch_size"])
+        batch = fitting_batch(num_rows, asked, ranks)
+        if batch is None or (algorithm == "grpo" and batch != asked):
+            raise ConfigError(f"{num_rows} rows of a batch cannot be shared by {ranks} GPUs")
+        sizes = {
+            f"{kind}_global_batch_size": batch,
+            f"{kind}_micro_batch_size": fitting_micro_batch(batch, micro, ranks),
         }
+        changes |= {f"{prefix}.{name}": size for name, size in sizes.items() if values[name] != size}
+    return [f"{key}={value}" for key, value in changes.items()]
 
 
-def largest_batch(num_rows: int, limit: int) -> int:
-    """The largest power of two that is at most `num_rows` and `limit`, so that no batch is incomplete at once."""
-    return 1 << (min(num_rows, limit).bit_length() - 1)
+def _readme(request: ExportRequest, tree: Tree, data: dict[str, DataSet], config: str) -> str:
+    one, node = (_launch(request, tree, data, config, gpus, 1) for gpus in (1, 8))
+    home = shlex.quote(str(request.home))
+    slurm = node if node.startswith("#") else _slurm(node, home)
+    paths = " ".join(f"data.{name}.data_path=<folder>/data/gym_{name}/rows.jsonl" for name in data)
+    if request.chat_template is not None:
+        paths += " policy.tokenizer.chat_template=<folder>/chat_template.jinja"
+    changes = "\n".join(f"- {note}" for note in request.notes) or "Nothing."
+    listed = "\n".join(f"- `{name}`: {rows:,} rows" for name, rows in request.rows.items())
+    inherits = "complete by itself" if request.checkout is None else f"inherits `{BASES[request.config.algorithm]}`"
+    return f"""# {request.config.algorithm.upper()} with NeMo RL
+
+For NeMo RL 0.6. All commands run in the root of a NeMo RL checkout.
+
+## One GPU
+
+```bash
+{one}
+```
+
+## One node of 8 GPUs
+
+```bash
+{node}
+```
+
+## Slurm
+
+```bash
+{slurm}
+```
+
+For more nodes set `cluster.num_nodes` and `--nodes` alike; `policy.train_global_batch_size` has to be a multiple of
+the number of GPUs.
+
+## What is here
+
+- `config.yaml`: NeMo RL's configuration, {inherits}
+{listed}
+- `manifest.json`: where all this comes from, with hashes
+
+Paths are absolute. Where the folder stands elsewhere, add to the command:
+
+```bash
+{paths}
+```
+
+## What was changed on the way
+
+{changes}
+"""
+
+
+def _slurm(command: str, home: str) -> str:
+    return f"""COMMAND={shlex.quote(command)} \\
+CONTAINER=<container image> \\
+MOUNTS="$PWD:$PWD,"{home}:{home} \\
+sbatch --nodes=1 --gres=gpu:8 --account=<account> --partition=<partition> --time=4:0:0 ray.sub"""

@@ -1,95 +1,167 @@
-from pathlib import Path
+import json
 
 import pytest
 import yaml
 
-from regimen.convert.export.nemo_rl import largest_batch, nemo_rl_config, write_nemo_rl_config
-from regimen.convert.options import ConvertOptions
-from regimen.errors import ConvertError, UsageError
-from regimen.pipelines.convert import convert
+from regimen.cli.main import main
+from regimen.convert.export.nemo_rl_batches import fitting_batch, fitting_micro_batch
+from regimen.errors import ConfigError, ConvertError, UsageError
+from regimen.pipelines.export import export
 
-CHECKOUT = Path("/opt/nemo-rl")
+
+def rows_file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 @pytest.fixture
-def config_of(calculator, choices, tmp_path):
-    def make(to, name="rows", **changes):
-        source = choices if changes.get("format") in ("binary", "response") else calculator
-        gym = ["environment.yaml"] if to == "grpo" else []
-        convert(source, to, tmp_path / name, ConvertOptions(**changes))
-        return nemo_rl_config(tmp_path / name, "model", CHECKOUT, gym)
+def exported(tmp_path):
+    """Exports rows of a data set; gives the configuration and what was changed."""
+
+    def make(algorithm, dataset, rows, *overrides, **changes):
+        entry = {"dataset_name": dataset, "data_path": rows_file(tmp_path / "rows.jsonl", rows)}
+        off = {"val_period": 0} if algorithm == "grpo" else {"val_period": 0, "val_at_start": False}
+        tree = {"defaults": algorithm, "data": {"train": entry}, algorithm: off, **changes}
+        manifest = export("nemo-rl", tree, tmp_path / "out", overrides)
+        return yaml.safe_load((tmp_path / "out" / "config.yaml").read_text()), manifest.changes
 
     return make
 
 
-def test_an_sft_config_writes_what_has_no_default(config_of, tmp_path):
-    config = config_of("sft")
-    assert config["defaults"] == "/opt/nemo-rl/examples/configs/sft.yaml"
-    assert config["policy"] == {
-        "model_name": "model",
-        "tokenizer": {"name": "model", "chat_template": "default"},
-        "megatron_cfg": {"enabled": False},
-        "train_global_batch_size": 2,
-        "train_micro_batch_size": 1,
-    }
-    assert config["data"]["train"] == {
-        "data_path": str(tmp_path / "rows" / "train.jsonl"),
-        "dataset_name": "openai_format",
-        "chat_key": "messages",
-        "tool_key": "tools",
-        "use_preserving_dataset": True,
-        "split": "train",
-    }
-    assert config["data"]["validation"]["data_path"].endswith("rows/val.jsonl")
-    assert [config["data"][key] for key in ("add_bos", "add_eos", "add_generation_prompt")] == [True, True, False]
-    assert config["checkpointing"] == {"keep_top_k": 3, "save_optimizer": True, "checkpoint_must_save_by": None}
-    assert config["sft"] == {"val_global_batch_size": 1, "val_micro_batch_size": 1}
+PAIRS = [{"input": f"q{index}", "output": f"a{index}"} for index in range(40)]
 
 
-def test_without_validation_rows_none_is_inherited(config_of):
-    assert config_of("sft", validation_fraction=0)["data"]["validation"] is None
+def test_a_batch_is_filled_by_the_rows_and_shared_by_the_ranks():
+    # (rows, asked, ranks): asked where it fits, else ranks times the largest power of two below.
+    cases = {(100, 32, 1): 32, (20, 32, 1): 16, (100, 32, 8): 32, (100, 36, 8): 32, (20, 32, 8): 16, (7, 32, 8): None}
+    assert {case: fitting_batch(*case) for case in cases} == cases
+
+
+def test_a_micro_batch_divides_the_share_of_a_rank():
+    assert [fitting_micro_batch(12, asked, 2) for asked in (1, 2, 4, 5, 6, 9)] == [1, 2, 3, 3, 6, 6]
+
+
+def test_rows_that_fill_no_batch_are_told(exported):
+    config, changes = exported("sft", "ResponseDataset", PAIRS, "policy.train_global_batch_size=64")
+    assert config["policy"]["train_global_batch_size"] == 32
+    assert "policy.train_global_batch_size: 64 -> 32, as there are 40 rows" in changes
+    assert any("40 rows in batches of 32; 8 rows fill no batch" in change for change in changes)
+    assert config["data"]["validation"] is None
+
+
+def test_tokens_of_a_micro_batch_are_translated(exported):
+    config, changes = exported("sft", "ResponseDataset", PAIRS, "policy.train_micro_batch_tokens=2048")
+    assert config["policy"]["dynamic_batching"] == {
+        "enabled": True,
+        "train_mb_tokens": 2048,
+        "sequence_length_round": 64,
+    }
+    assert "policy.train_micro_batch_tokens: 2048 -> policy.dynamic_batching.train_mb_tokens: 2048" in changes
+
+
+def test_what_only_nemo_rl_runs_is_passed_on(exported):
+    generation = {"backend": "vllm", "vllm_cfg": {"gpu_memory_utilization": 0.4}}
+    config, changes = exported(
+        "grpo",
+        "ResponseDataset",
+        PAIRS,
+        "policy.dtensor_cfg.lora_cfg.enabled=true",
+        policy={"generation": generation},
+    )
+    assert config["policy"]["dtensor_cfg"]["lora_cfg"]["enabled"] is True
+    assert config["policy"]["generation"]["vllm_cfg"]["gpu_memory_utilization"] == 0.4
+    assert config["policy"]["generation"]["backend"] == "vllm"
+    assert not any("backend" in change for change in changes)
+
+
+def test_lengths_follow_each_other_unless_given(exported):
+    config, _ = exported("sft", "ResponseDataset", PAIRS, "policy.max_total_sequence_length=512")
+    assert config["data"]["max_input_seq_length"] == "${policy.max_total_sequence_length}"
+    assert config["policy"]["max_total_sequence_length"] == 512
+
+
+def test_a_given_limit_of_prompts_is_kept(exported):
+    config, _ = exported("sft", "ResponseDataset", PAIRS, "data.max_input_seq_length=256")
+    assert config["data"]["max_input_seq_length"] == 256
+
+
+def test_the_shipped_template_becomes_a_file(exported, tmp_path):
+    config, _ = exported("sft", "ResponseDataset", PAIRS, "policy.tokenizer.chat_template=tools")
+    assert config["policy"]["tokenizer"]["chat_template"] == str(tmp_path / "out" / "chat_template.jinja")
+    assert "<tool_call>" in (tmp_path / "out" / "chat_template.jinja").read_text()
+
+
+def test_dpo_has_no_dynamic_batches(exported):
+    rows = [{"prompt": f"q{index}", "chosen": "a", "rejected": "b"} for index in range(8)]
+    config, changes = exported("dpo", "BinaryPreferenceDataset", rows, "policy.dynamic_batching.enabled=true")
+    assert config["policy"]["dynamic_batching"]["enabled"] is False
+    assert any("as NeMo RL refuses it for DPO" in change for change in changes)
 
 
 @pytest.mark.parametrize(
-    "to, format_name, dataset",
+    ("algorithm", "dataset", "row", "words"),
     [
-        ("dpo", "preference", "PreferenceDataset"),
-        ("dpo", "binary", "BinaryPreferenceDataset"),
-        ("grpo", "response", "ResponseDataset"),
+        ("sft", "openai_format", {"messages": [{"role": "user", "content": "q"}]}, "last message is of the user"),
+        ("sft", "ResponseDataset", {"input": "q"}, "no field 'output'"),
+        ("grpo", "ResponseDataset", {"input": "q", "output": "2024-05-01"}, "dates only"),
+        ("grpo", "ResponseDataset", {"input": "q", "output": True}, "a text or a number"),
+        (
+            "grpo",
+            "ResponseDataset",
+            {"input": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "output": "1"},
+            "begins with a system message",
+        ),
+        (
+            "dpo",
+            "PreferenceDataset",
+            {"context": [{"role": "user", "content": "q"}], "completions": []},
+            "two completions",
+        ),
     ],
 )
-def test_each_format_has_its_dataset(config_of, to, format_name, dataset):
-    config = config_of(to, format=format_name)
-    assert config["data"]["train"]["dataset_name"] == dataset
-    assert config["data"]["train"]["split"] == "train"
+def test_rows_that_would_train_on_the_wrong_thing_are_refused(exported, algorithm, dataset, row, words, tmp_path):
+    with pytest.raises(ConvertError, match=words):
+        exported(algorithm, dataset, [row])
+    assert not (tmp_path / "out").exists()
 
 
-def test_gym_rows_bring_their_environment(config_of, tmp_path):
-    config = config_of("grpo")
-    assert config["data"]["train"]["dataset_name"] == "NemoGymDataset"
-    assert config["data"]["use_multiple_dataloader"] is False
-    assert config["policy"]["draft"] == {"enabled": False}
-    assert config["env"] == {"should_use_nemo_gym": True, "nemo_gym": {"config_paths": ["environment.yaml"]}}
-    assert config["grpo"] == {"num_prompts_per_step": 2, "num_generations_per_prompt": 16}
-    assert config["policy"]["train_global_batch_size"] == 32
-    with pytest.raises(UsageError, match="config_paths"):
-        nemo_rl_config(tmp_path / "rows", "model", CHECKOUT)
+def test_gym_rows_need_agents_and_the_gyms_files(exported):
+    row = {"responses_create_params": {"input": "q"}}
+    with pytest.raises(ConvertError, match="agent_ref"):
+        exported("grpo", "NemoGymDataset", [row])
+    with pytest.raises(ConfigError, match="config_paths"):
+        exported("grpo", "NemoGymDataset", [{**row, "agent_ref": {"name": "agent"}}] * 4)
 
 
-def test_names_that_nemo_rl_would_cut_are_refused(config_of):
-    with pytest.raises(UsageError, match="has a dot"):
-        config_of("sft", name="v1.2")
+def test_an_environment_of_regimen_is_refused(tmp_path):
+    entry = {"dataset_name": "Environment", "env_name": "calculator"}
+    tree = {"defaults": "grpo", "data": {"train": entry}, "grpo": {"val_period": 0}}
+    with pytest.raises(ConfigError, match="cannot play an environment"):
+        export("nemo-rl", tree, tmp_path / "out")
 
 
-def test_the_file_is_written_into_the_folder_and_survives_no_second_time(config_of, tmp_path):
-    config = config_of("dpo")
-    path = write_nemo_rl_config(tmp_path / "rows", "model", CHECKOUT)
-    assert yaml.safe_load(path.read_text()) == config
-    with pytest.raises(UsageError, match="exists"):
-        write_nemo_rl_config(tmp_path / "rows", "model", CHECKOUT)
-    with pytest.raises(ConvertError, match=r"no manifest\.json"):
-        write_nemo_rl_config(tmp_path, "model", CHECKOUT)
+def test_unknown_keys_are_refused_with_the_nearest(exported):
+    with pytest.raises(ConfigError, match="model_name"):
+        exported("sft", "ResponseDataset", PAIRS, "policy.modle_name=x")
 
 
-def test_a_batch_is_a_power_of_two_within_rows_and_limit():
-    assert [largest_batch(rows, 32) for rows in (1, 2, 3, 31, 32, 1000)] == [1, 2, 2, 16, 32, 32]
+def test_only_an_export_is_replaced(exported, tmp_path):
+    entry = {"dataset_name": "ResponseDataset", "data_path": rows_file(tmp_path / "rows.jsonl", PAIRS)}
+    tree = {"defaults": "sft", "data": {"train": entry}, "sft": {"val_period": 0, "val_at_start": False}}
+    export("nemo-rl", tree, tmp_path / "out")
+    with pytest.raises(UsageError, match="--overwrite"):
+        export("nemo-rl", tree, tmp_path / "out")
+    assert export("trl", tree, tmp_path / "out", overwrite=True).export == "trl"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="did not write"):
+        export("trl", tree, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path, capsys):
+    rows = rows_file(tmp_path / "rows.jsonl", PAIRS)
+    words = ["export", "nemo-rl", "sft", "--out", str(tmp_path / "out"), "--nemo-rl", str(tmp_path)]
+    words += ["data.train.dataset_name=ResponseDataset", f"data.train.data_path={rows}"]
+    assert main([*words, "sft.val_period=0", "sft.val_at_start=false"]) == 2
+    assert "examples/configs/sft.yaml" in capsys.readouterr().err
