@@ -40,14 +40,8 @@ from regimen.pipelines.converted import (
     warnings_about,
 )
 from regimen.pipelines.engine import Engine, map_ordered
-from regimen.pipelines.selection import (
-    Recipe,
-    Work,
-    balance_figures,
-    left_figures,
-    mix_figures,
-    piece_of,
-)
+from regimen.pipelines.figures import balance_figures, left_figures, mix_figures
+from regimen.pipelines.selection import Recipe, Work, piece_of
 from regimen.pipelines.verify import verify_folder
 from regimen.rollouts.index import RolloutIndex
 from regimen.rollouts.indexed import IndexedRow

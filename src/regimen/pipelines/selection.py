@@ -1,7 +1,7 @@
 """The second pass of a conversion over some tasks: the rows that selection needs are read whole and become examples.
 
 In: a `Work`, tasks of the index by their rows, and the `Recipe` that all pieces share. Out: a `Piece`, the written
-rows as bytes with their ledger; or light figures, for what must be decided over all tasks first.
+rows as bytes with their ledger.
 Runs in any process: everything it needs travels with the work. A row that only the whole reading finds broken comes
 back as a `BadRow`, counted as quarantined.
 """
@@ -17,12 +17,11 @@ from typing import Any
 import msgspec
 
 from regimen.convert import dpo, grpo, sft
-from regimen.convert.balance import TaskRows
 from regimen.convert.contamination import Evaluation, read_evaluation
 from regimen.convert.episodes import Episode, RowKey, by_task, episode_of
 from regimen.convert.ledger import FAILED, Ledger
 from regimen.convert.options import ConvertOptions
-from regimen.convert.pairs import TOLERANCE, Leftover, Pair, Paired, leftover_of
+from regimen.convert.pairs import TOLERANCE, Pair, Paired
 from regimen.convert.screen import Screen
 from regimen.convert.sidecar import Example, TaskRecord
 from regimen.convert.split import task_position
@@ -99,7 +98,7 @@ class Piece(msgspec.Struct, kw_only=True):
     nearest: dict[str, tuple[float, str]] = {}
 
 
-class _Stage:
+class Stage:
     """A piece of work under way."""
 
     def __init__(self, work: Work) -> None:
@@ -290,12 +289,12 @@ def _evaluation(path: str | None, similarity: float) -> Evaluation | None:
     return None if path is None else read_evaluation(Path(path), similarity)
 
 
-EXAMPLES = {"sft": _Stage.sft_examples, "dpo": _Stage.dpo_examples, "grpo": _Stage.grpo_examples}
+EXAMPLES = {"sft": Stage.sft_examples, "dpo": Stage.dpo_examples, "grpo": Stage.grpo_examples}
 
 
 def piece_of(work: Work) -> Piece:
     """Everything that becomes of the work's rows."""
-    stage = _Stage(work)
+    stage = Stage(work)
     piece = Piece(
         ledger=stage.ledger,
         screen=stage.screen,
@@ -330,7 +329,7 @@ def _count_task(piece: Piece, group: Sequence[IndexedRow], rows: Sequence[Indexe
 
 
 def _write(
-    stage: _Stage, piece: Piece, examples: Sequence[Example], lines: dict[str, tuple[list[bytes], list[bytes]]]
+    stage: Stage, piece: Piece, examples: Sequence[Example], lines: dict[str, tuple[list[bytes], list[bytes]]]
 ) -> None:
     """Encode the examples of one task, or of pairs across tasks, and count their rows."""
     recipe, ledger = stage.recipe, stage.ledger
@@ -380,26 +379,3 @@ def _encoded(row: object) -> bytes:
         return msgspec.json.encode(row) + b"\n"
     except (UnicodeEncodeError, OverflowError):  # lone surrogates, numbers of more than 64 bits
         return encode_row(row)
-
-
-def balance_figures(work: Work) -> list[TaskRows]:
-    """How many rows each task could give, for limits that balance environments."""
-    stage = _Stage(work)
-    with stage.reader:
-        found = [(group, stage.sft_candidates(stage.scored(group))) for group in work.groups]
-    return [TaskRows(group[0].environment, group[0].task_id, len(episodes)) for group, episodes in found if episodes]
-
-
-def mix_figures(work: Work) -> list[TaskRows]:
-    """The tasks that could be played."""
-    stage = _Stage(work)
-    with stage.reader:
-        found = [example for group in work.groups for example in stage.grpo_examples(stage.scored(group))]
-    return [TaskRows(example.environment, example.task_id) for example in found]
-
-
-def left_figures(work: Work) -> list[Leftover]:
-    """The rows that no task of their own pairs."""
-    stage = _Stage(work)
-    with stage.reader:
-        return [leftover_of(episode) for group in work.groups for episode in stage.paired(stage.scored(group)).left]

@@ -250,7 +250,7 @@ def _output(row: dict[str, Any], *, required: bool) -> list[dict[str, Any]]:
 
 
 def check_tokens(output: list[dict[str, Any]]) -> None:
-    """Raise `RolloutError` for broken token fields: sound ones pass quickly, of others `turns_of` says what is wrong."""
+    """Raise `RolloutError` for broken token fields; sound ones pass quickly, of others `turns_of` tells the fault."""
     for item in output:
         has_ids = PROMPT_IDS in item or SAMPLED_IDS in item or LOGPROBS in item
         if has_ids and not _tokens_are_sound(item):
