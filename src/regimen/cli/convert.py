@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from regimen.cli.progress import PatientReport, shown_progress
 from regimen.convert.ledger import meaning_of
 from regimen.convert.manifest import Manifest
 from regimen.convert.options import (
@@ -171,17 +172,19 @@ def convert(
         seed=seed,
         max_bad=max_bad,
     )
-    manifest = convert_rollouts(
-        rollouts,
-        to.value,
-        out,
-        options,
-        tasks=tasks,
-        overwrite=overwrite,
-        verify=verify,
-        num_processes=processes or processes_for(rollouts),
-        engine="ray" if engine is EngineChoice.ray else "local",
-    )
+    with shown_progress() as report:
+        manifest = convert_rollouts(
+            rollouts,
+            to.value,
+            out,
+            options,
+            tasks=tasks,
+            overwrite=overwrite,
+            verify=verify,
+            num_processes=processes or processes_for(rollouts),
+            engine="ray" if engine is EngineChoice.ray else "local",
+            progress=PatientReport(report),
+        )
     if json:
         typer.echo(msgspec.json.encode(manifest).decode())
     else:

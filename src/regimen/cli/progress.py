@@ -54,6 +54,23 @@ def shown_progress() -> Generator[Report]:
         yield BarReport(bar)
 
 
+class PatientReport:
+    """Says nothing of stages that end within `seconds`: most files are read in no time."""
+
+    def __init__(self, report: Report, seconds: float = 2.0) -> None:
+        self._report, self._seconds = report, seconds
+        self._begun: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Hand on what takes longer."""
+        now = time.monotonic()
+        if now - self._begun.setdefault(label, self._started) >= self._seconds:
+            self._report(label, done, total, note)
+        if done >= total:
+            self._started = now
+
+
 class BarReport:
     """One bar per label."""
 

@@ -6,6 +6,7 @@ Refuses: a folder that has files, unless asked to overwrite; and with that, a fo
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Generator
@@ -32,6 +33,7 @@ KNOWN_FILES = frozenset(
 def folder_written_whole(out: Path, overwrite: bool) -> Generator[Path]:
     """Give a temporary folder beside `out`; it becomes `out` when the block ends, and vanishes when it raises."""
     refuse_occupied(out, overwrite)
+    _remove_orphans(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -41,6 +43,24 @@ def folder_written_whole(out: Path, overwrite: bool) -> Generator[Path]:
         raise ConvertError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_orphans(out: Path) -> None:
+    """Remove what conversions into `out` left that were killed; the number in the name is their process."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if number.isdecimal() and not _is_running(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's, or no number of a process
+        return True
+    return True
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +53,8 @@ WORTH_A_PROCESS = 32 << 20  # bytes; below, starting a process takes longer than
 MOST_PROCESSES = 16
 
 Result = TypeVar("Result")
+# Called as the work goes on: stage, parts done, parts in all.
+Progress = Callable[[str, int, int], None]
 
 
 def convert(
@@ -65,6 +68,7 @@ def convert(
     verify: bool = False,
     num_processes: int = 1,
     engine: Engine = "local",
+    progress: Progress | None = None,
 ) -> Manifest:
     """Convert rollout files into the folder `out` and return its manifest.
 
@@ -72,7 +76,7 @@ def convert(
     `tasks` names the task rows where they do not stand beside the rollouts as `*_materialized_inputs.jsonl`.
     A script that asks for several processes must start its work under `if __name__ == "__main__":`. With the engine
     `ray` the second pass runs on the machines of a Ray cluster, which must see the files and the folder under the same
-    names.
+    names. `progress` hears (stage, done, total) as the work goes on.
     """
     options = options or ConvertOptions()
     check_for_target(options, to)
@@ -86,8 +90,9 @@ def convert(
         _kept_quarantine(folder, out),
     ):
         inputs = hashing.submit(described, files)
-        with _index_of(paths, tasks, options, folder, num_processes) as index:
-            conversion = _Conversion(index, to, options, folder, num_processes, engine)
+        report = progress or _silent
+        with _index_of(paths, tasks, options, folder, num_processes, report) as index:
+            conversion = _Conversion(index, to, options, folder, num_processes, engine, report)
             totals = conversion.run()
             _judge(totals, index, options)
             piped = [(index.plain_path(index.files.index(str(STDIN))), "rollouts")] if STDIN in paths else []
@@ -119,8 +124,17 @@ def _kept_quarantine(folder: Path, out: Path) -> Generator[None]:
         raise type(error)(error.message, where=error.where, expected=error.expected, fix=fix) from error
 
 
+def _silent(*_: object) -> None:
+    pass
+
+
 def _index_of(
-    paths: Sequence[Path], tasks: Path | str | None, options: ConvertOptions, folder: Path, num_processes: int
+    paths: Sequence[Path],
+    tasks: Path | str | None,
+    options: ConvertOptions,
+    folder: Path,
+    num_processes: int,
+    report: Progress,
 ) -> RolloutIndex:
     return RolloutIndex.build(
         paths,
@@ -129,6 +143,7 @@ def _index_of(
         max_bad=options.max_bad,
         num_processes=num_processes,
         folder=folder,
+        on_part=partial(report, "index"),
     )
 
 
@@ -175,9 +190,16 @@ class _Conversion:
     """The second pass over an index."""
 
     def __init__(
-        self, index: RolloutIndex, to: str, options: ConvertOptions, folder: Path, num_processes: int, engine: Engine
+        self,
+        index: RolloutIndex,
+        to: str,
+        options: ConvertOptions,
+        folder: Path,
+        num_processes: int,
+        engine: Engine,
+        report: Progress,
     ) -> None:
-        self.index, self.to, self.folder = index, to, folder
+        self.index, self.to, self.folder, self.report = index, to, folder, report
         self.num_processes = num_processes
         self.engine: Engine = engine
         self.options = self._resolved(options)
@@ -292,8 +314,11 @@ class _Conversion:
         common = msgspec.structs.replace(prepared, recipe=recipe)
         pieces = self._map(piece_of, self._pieces(common))
         with Totals.begin(self.folder, self.options, quarantines=not recipe.moved) as totals:
+            done = 0
             for piece in pieces:
                 totals.take(piece)
+                done += piece.num_rows
+                self.report("convert", done, self.index.num_rows)
         return totals
 
 

@@ -91,6 +91,7 @@ class Piece(msgspec.Struct, kw_only=True):
     tokenizers: Counter[str]
     templates: Counter[str]
     environments: Counter[str]
+    num_rows: int = 0
     truth_nowhere: int = 0
     tasks_seen: int = 0
     tasks_failed: int = 0
@@ -309,6 +310,7 @@ def piece_of(work: Work) -> Piece:
     with stage.reader:
         for group in work.groups:
             rows = stage.scored(group)
+            piece.num_rows += len(group)
             _count_task(piece, group, rows)
             _write(stage, piece, EXAMPLES[work.recipe.to](stage, rows) if rows else [], lines)
         if work.pairs:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -59,6 +59,7 @@ class RolloutIndex:
         self._codes: dict[str | None, int] = {None: 0}
         self._sources: list[IndexedFile] = []
         self._order: TaskOrder | None = None
+        self._on_part: Callable[[int, int], None] | None = None
 
     @classmethod
     def build(
@@ -73,12 +74,14 @@ class RolloutIndex:
         where: Where | None = None,
         folder: Path | str | None = None,
         overwrite: bool = False,
+        on_part: Callable[[int, int], None] | None = None,
     ) -> RolloutIndex:
         """Read the files once and index every good row; failures files come after all others.
 
         `where` is asked about every row, with the part of it that `fields` names: a dotted name such as
         `reward_components.format` brings its whole object. With several processes it must be a function at the top
-        level of a module. The index lives in a new folder inside `folder`, or where temporary files go.
+        level of a module. `on_part` hears how many of how many parts were read. The index lives in a new folder inside
+        `folder`, or where temporary files go.
         """
         _check_processes(num_processes, where)
         found = checked_paths(paths)
@@ -89,6 +92,7 @@ class RolloutIndex:
             Path(folder).mkdir(parents=True, exist_ok=True)
         index = cls(account, tempfile.TemporaryDirectory(prefix="regimen-index-", dir=folder))
         try:
+            index._on_part = on_part
             index._read(found, given, fields, where, num_processes)
             account.judge()
         except BaseException:
@@ -191,6 +195,8 @@ class RolloutIndex:
             codes = [self._code(name) for name in part.environments]
             self._parts.append(_Placed(Path(part.records), self.num_rows, first_line, codes))
             self.num_rows += part.num_rows
+            if self._on_part is not None:
+                self._on_part(place + 1, len(stretches))
             if stretch.is_failures:
                 for name, number in part.failures.items():
                     count(report.failures, name, number)

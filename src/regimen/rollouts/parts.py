@@ -30,6 +30,7 @@ from regimen.rollouts.sources import BLOCK, Kind, kind_of, open_file, open_lines
 from regimen.rollouts.writer import encode_row
 
 SMALLEST_STRETCH = 8 << 20
+LARGEST_STRETCH = 256 << 20  # so that a long reading can tell how far it is
 STRETCHES_PER_PROCESS = 4
 
 
@@ -71,8 +72,9 @@ def plan(files: Sequence[tuple[Path, bool, TaskPlaces | None]], folder: Path, nu
         kind = kind_of(path)
         spool = None if kind is Kind.LINES else str(folder / f"{file}.jsonl")
         ends: list[int | None] = [None]
-        if kind is Kind.LINES and num_processes > 1:
-            ends = [*_cuts(path, num_processes * STRETCHES_PER_PROCESS), None]
+        if kind is Kind.LINES:
+            most = num_processes * STRETCHES_PER_PROCESS if num_processes > 1 else 1
+            ends = [*_cuts(path, max(most, path.stat().st_size // LARGEST_STRETCH)), None]
         start = 0
         for end in ends:
             yield Stretch(number, file, str(path), str(folder), kind, is_failures, start, end, spool=spool, tasks=tasks)

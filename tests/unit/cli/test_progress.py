@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regimen.cli import progress
-from regimen.cli.progress import LineReport, clock, line_of, shown_progress
+from regimen.cli.progress import LineReport, PatientReport, clock, line_of, shown_progress
 
 
 def test_line_says_how_long_still() -> None:
@@ -32,3 +32,14 @@ def test_a_log_gets_lines(capsys) -> None:
     with shown_progress() as report:
         report("evaluate", 2, 2, "reward 0.5")
     assert capsys.readouterr().err == "evaluate: 2/2, 0:00 so far, reward 0.5\n"
+
+
+def test_quick_stages_are_not_told(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    told = []
+    report = PatientReport(lambda label, done, total, note="": told.append((label, done, total)))
+    for seconds, label, done in ((1, "index", 1), (1.5, "index", 2), (2, "convert", 1), (4, "convert", 2)):
+        now[0] = 100.0 + seconds
+        report(label, done, 2)
+    assert told == [("convert", 2, 2)]  # the second stage began when the first ended, at 1.5 seconds

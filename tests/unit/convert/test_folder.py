@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from regimen.convert.folder import folder_written_whole
@@ -54,3 +58,19 @@ def test_overwriting_replaces_converted_folders_only(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"), folder_written_whole(tmp_path / "file", overwrite=True):
         pass
+
+
+def test_what_killed_conversions_left_goes_away(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    orphan, running, other = (
+        tmp_path / name for name in (f".set.{ended.pid}.tmp", f".set.{os.getppid()}.tmp", f".other.{ended.pid}.tmp")
+    )
+    for folder in (orphan, running, other):
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("half")
+    with folder_written_whole(tmp_path / "set", overwrite=False):
+        pass
+    assert not orphan.exists()
+    assert running.exists()
+    assert other.exists()

@@ -68,6 +68,14 @@ def test_several_processes_write_the_same_bytes(rollouts, tmp_path, monkeypatch,
     assert _manifest(tmp_path / "1", rollouts) == _manifest(tmp_path / "2", rollouts)
 
 
+def test_progress_ends_with_every_row(rollouts, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "ROWS_OF_A_PIECE", 50)
+    told = []
+    convert(rollouts, "sft", tmp_path / "set", progress=lambda *told_now: told.append(told_now))
+    # 40 tasks of 3 good rows, the failed one among them; the broken one is not in the index
+    assert told == [("index", 1, 1), ("convert", 51, 120), ("convert", 102, 120), ("convert", 120, 120)]
+
+
 def test_pieces_do_not_show(rollouts, tmp_path, monkeypatch):
     convert(rollouts, "dpo", tmp_path / "one")
     monkeypatch.setattr(passes, "ROWS_OF_A_PIECE", 1)
