@@ -104,11 +104,16 @@ def convert(
     return manifest
 
 
+def num_cores() -> int:
+    """The cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processes_for(rollouts: Paths) -> int:
     """One process for each core, as far as the files are worth it."""
     paths = checked_paths(rollouts)
     size = sum(path.stat().st_size for path in paths if path.is_file())
-    return max(1, min(len(os.sched_getaffinity(0)), MOST_PROCESSES, size // WORTH_A_PROCESS))
+    return max(1, min(num_cores(), MOST_PROCESSES, size // WORTH_A_PROCESS))
 
 
 @contextmanager
