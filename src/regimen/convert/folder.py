@@ -24,7 +24,6 @@ KNOWN_FILES = frozenset(
         "val.sidecar.jsonl",
         "manifest.json",
         "quarantine.jsonl",
-        "nemo_rl.yaml",
     }
 )
 
