@@ -21,8 +21,9 @@ Message = dict[str, Any]
 Content = str | list[dict[str, Any]]
 
 SAMPLED_IDS = TOKEN_FIELDS[1]
-TEXT_PARTS = frozenset({"output_text", "input_text", "text", "summary_text", "reasoning_text"})
-IMAGE_PARTS = frozenset({"input_image", "image_url"})
+# Tuples, since what is looked up in them may be a list.
+TEXT_PARTS = ("output_text", "summary_text", "reasoning_text", "input_text", "text")
+IMAGE_PARTS = ("input_image", "image_url")
 
 
 def input_messages(params: dict[str, Any]) -> list[Message]:

@@ -131,6 +131,16 @@ def test_tool_output_in_parts():
     ]
 
 
+@pytest.mark.parametrize("kind", [["output_text"], {"a": 1}])
+def test_a_part_whose_type_is_no_string_is_refused(kind: object):
+    said = {"type": "message", "role": "assistant", "content": [{"type": kind, "text": "p"}]}
+    with pytest.raises(RolloutError, match="content holds a part of type"):
+        output_messages([said])
+    assert output_messages([result("z", [{"type": kind, "text": "p"}])])[0]["content"] == json.dumps(
+        [{"type": kind, "text": "p"}]
+    )
+
+
 def test_items_without_a_type_are_told_by_their_fields():
     untyped = [
         {"call_id": "a", "name": "look", "arguments": "{}"},
