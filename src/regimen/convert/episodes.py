@@ -31,6 +31,7 @@ ASKED = ("instructions", "input", "tools")
 Message = dict[str, Any]
 RowKey = tuple[str, int]
 OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+SEQUENCES = msgspec.msgpack.Decoder(list[TokenSequence])
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,12 +71,12 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sequences(self) -> list[TokenSequence]:
         """The token sequences, unpacked; none when the rollout carried no ids."""
-        return msgspec.msgpack.decode(self.packed, type=list[TokenSequence])
+        return SEQUENCES.decode(self.packed) if self.num_sequences else []
 
     @property
     def num_turns(self) -> int:
         """Model calls: assistant messages of the completion."""
-        return sum(message["role"] == "assistant" for message in self.completion)
+        return [message["role"] for message in self.completion].count("assistant")
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
@@ -189,10 +190,11 @@ def num_sampled_ids(rollout: Rollout) -> int:
 
 def without_trailing_observations(episode: Episode) -> Episode:
     """`episode` ending with the last thing the model wrote; what the environment said after it trains nothing."""
-    last = max((i for i, message in enumerate(episode.completion) if message["role"] == "assistant"), default=-1)
-    if last + 1 == len(episode.completion):
-        return episode
-    return msgspec.structs.replace(episode, completion=episode.completion[: last + 1])
+    completion = episode.completion
+    stop = len(completion)
+    while stop and completion[stop - 1]["role"] != "assistant":
+        stop -= 1
+    return episode if stop == len(completion) else msgspec.structs.replace(episode, completion=completion[:stop])
 
 
 def with_reasoning(episode: Episode, mode: Reasoning) -> Episode:
@@ -229,7 +231,13 @@ def _reasoned(message: Message, mode: Reasoning) -> Message:
 
 def num_invalid_arguments(episode: Episode) -> int:
     """Tool calls whose arguments are not a JSON object; they are kept as the text they are."""
-    return sum(not _is_json_object(call["function"]["arguments"]) for call in episode.tool_calls)
+    arguments = [
+        call["function"]["arguments"]
+        for message in episode.completion
+        if "tool_calls" in message
+        for call in message["tool_calls"]
+    ]
+    return len(arguments) - sum(map(_is_json_object, arguments))
 
 
 def _is_json_object(text: str) -> bool:

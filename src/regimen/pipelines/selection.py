@@ -33,6 +33,7 @@ from regimen.rollouts.writer import encode_row
 
 SIDES: tuple[str, ...] = ("train", "val")
 BUCKETS = {"train": "trained", "val": "validation"}
+ENCODER = msgspec.json.Encoder()
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,8 +152,10 @@ class Stage:
             self._set_aside(row, error)
             return None
         self.prompt_of[record.key], self.tokens_of[record.key] = record.prompt_key, row.num_sampled
-        self.tokenizers.update([record.tokenizer] if record.tokenizer else [])
-        self.templates.update([record.template] if record.template else [])
+        if record.tokenizer:
+            self.tokenizers[record.tokenizer] += 1
+        if record.template:
+            self.templates[record.template] += 1
         return record
 
     def episodes(self, rows: Sequence[IndexedRow]) -> list[Episode]:
@@ -309,11 +312,13 @@ def piece_of(work: Work) -> Piece:
     lines: dict[str, tuple[list[bytes], list[bytes]]] = {side: ([], []) for side in SIDES}
     with stage.reader:
         for group in work.groups:
+            stage.reader.met_odd_rows = False  # how a row is written must not depend on the tasks before it
             rows = stage.scored(group)
             piece.num_rows += len(group)
             _count_task(piece, group, rows)
             _write(stage, piece, EXAMPLES[work.recipe.to](stage, rows) if rows else [], lines)
         if work.pairs:
+            stage.reader.met_odd_rows = False
             _write(stage, piece, stage.pairs_across(), lines)
     for side, (rows_of, records_of) in lines.items():
         written: Written = getattr(piece, side)
@@ -335,9 +340,10 @@ def _write(
 ) -> None:
     """Encode the examples of one task, or of pairs across tasks, and count their rows."""
     recipe, ledger = stage.recipe, stage.ledger
-    copies = stage.work.copies
+    copies, is_odd = stage.work.copies, stage.reader.met_odd_rows
     counted: set[RowKey] = set()
     tasks: set[str] = set()
+    kept: dict[str, list[object]] = {side: [] for side in SIDES}
     for example in examples:
         side, bucket = recipe.side(example.task_id), None
         if example.other_task_id is not None and recipe.side(example.other_task_id) != side:
@@ -352,20 +358,31 @@ def _write(
         if bucket is not None:
             continue
         times = copies[example.task_id] if copies is not None and side == "train" else 1
-        encode = encode_row if stage.reader.met_odd_rows else _encoded
-        rows, records = lines[side]
-        rows.extend([encode(example.row)] * times)
+        kept[side].extend([example.row] * times)
         record = example.record
-        records.extend([encode(record)] * times)
+        lines[side][1].append(_lines([record], is_odd) * times)
+        piece.truth_nowhere += isinstance(record, TaskRecord) and record.truth == "nowhere"
         written: Written = getattr(piece, side)
         written.num_rows += times
         written.prompts.append(int(stage.prompt_of[example.keys[0]][:16], 16))
-        piece.environments.update([example.environment] * times if example.environment else [])
-        piece.truth_nowhere += isinstance(record, TaskRecord) and record.truth == "nowhere"
+        if example.environment:
+            piece.environments[example.environment] += times
         if example.task_id not in tasks:
             tasks.add(example.task_id)
             written.num_tasks += 1
             _keep_nearest(piece, side, example.task_id, recipe)
+    for side, rows in kept.items():
+        lines[side][0].append(_lines(rows, is_odd))
+
+
+def _lines(rows: Sequence[object], are_odd: bool) -> bytes:
+    """Rows as lines, each as it would be written alone."""
+    if are_odd:
+        return b"".join(map(encode_row, rows))
+    try:
+        return ENCODER.encode_lines(rows)
+    except (UnicodeEncodeError, OverflowError):
+        return b"".join(map(_encoded, rows))
 
 
 def _keep_nearest(piece: Piece, side: str, task_id: str, recipe: Recipe) -> None:

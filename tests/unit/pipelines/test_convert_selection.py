@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from regimen.convert.options import ConvertOptions
@@ -99,6 +100,18 @@ def test_environments_are_balanced(written, tmp_path):
     manifest = convert(path, "sft", tmp_path / "set", ConvertOptions(balance=1.5))
     assert manifest.environments == {"few": 4, "many": 6}
     assert manifest.ledger.rows["balanced"] == 14
+
+
+def test_a_row_that_is_not_standard_json_changes_no_row_of_another_task(written, tmp_path):
+    large = _rollout(1, 0, 2e21)
+    options = ConvertOptions(validation_fraction=0)
+    lines = []
+    for name, rows in (("alone", [large]), ("after", [_rollout(0, 0, 1.0, accuracy=float("nan")), large])):
+        convert(written(*rows), "sft", tmp_path / name, options)
+        line = (tmp_path / name / "train.sidecar.jsonl").read_bytes().splitlines()[-1]
+        lines.append(msgspec.json.decode(line) | {"source": None})
+        assert b'"reward":2e21,' in line
+    assert lines[0] == lines[1]
 
 
 def test_pairs_across_tasks_stand_on_one_side_of_the_split(written, tmp_path):
