@@ -68,7 +68,7 @@ def dump(config: BaseModel) -> str:
         unused = [name for name in normalize.ALGORITHMS if name != config.algorithm]
         unused += [] if config.grpo else ["loss_fn", "env"]
         tree = {key: value for key, value in tree.items() if key not in unused}
-    return yaml.safe_dump(_escaped(tree), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(escaped(tree), sort_keys=False, allow_unicode=True, width=120)
 
 
 def assignment(key: str, value: object) -> str:
@@ -76,12 +76,12 @@ def assignment(key: str, value: object) -> str:
     return f"{key}={json.dumps(value)}"
 
 
-def _escaped(node: Any) -> Any:
+def escaped(node: Any) -> Any:
     """`node` with every `${` in its texts kept from interpolation."""
     if isinstance(node, dict):
-        return {key: _escaped(value) for key, value in cast("Tree", node).items()}
+        return {key: escaped(value) for key, value in cast("Tree", node).items()}
     if isinstance(node, list):
-        return [_escaped(item) for item in cast("list[Any]", node)]
+        return [escaped(item) for item in cast("list[Any]", node)]
     return node.replace("${", "\\${") if isinstance(node, str) else node
 
 

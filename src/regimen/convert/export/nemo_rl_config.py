@@ -17,6 +17,7 @@ import yaml
 
 from regimen.config.interpolate import interpolate
 from regimen.config.known import DATA_ENTRIES, KNOWN
+from regimen.config.load import escaped
 from regimen.config.source import Layers, Tree, lookup, merge, nest, without
 from regimen.convert.export.nemo_rl_batches import set_batches
 from regimen.convert.export.nemo_rl_rows import DataSet
@@ -46,7 +47,7 @@ def nemo_rl_config(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
     """The whole configuration, without inheritance."""
     values = example_values(request.config.algorithm)
     said = merge(_given_keys(request), _own_keys(request, data))
-    tree = merge(values, _escaped(_without_new_nulls(said, values)))
+    tree = merge(values, escaped(_without_new_nulls(said, values)))
     tree["data"] = {**tree["data"], **_data(request, data)}
     if "env" in tree:
         tree["env"] = said["env"]  # the example's environment is not one of this data
@@ -317,15 +318,6 @@ def _without_new_nulls(tree: Tree, values: Tree) -> Tree:
         if value is None and not lookup(values, path)[0]:
             result = without(result, path)
     return result
-
-
-def _escaped(node: Any) -> Any:
-    """`node` with every `${` in its texts kept from interpolation."""
-    if isinstance(node, dict):
-        return {key: _escaped(value) for key, value in cast("Tree", node).items()}
-    if isinstance(node, list):
-        return [_escaped(item) for item in cast("list[Any]", node)]
-    return node.replace("${", "\\${") if isinstance(node, str) else node
 
 
 def _linked(tree: Tree, values: Tree) -> Tree:
