@@ -1,4 +1,4 @@
-# make quickstart   from a fresh clone to a trained model and a report (CPU, 10 to 20 minutes)
+# make quickstart   from a fresh clone to a trained model and a report (CPU, 10 to 15 minutes)
 # make smoke        the same path, shortened to a few minutes
 # make test         style, types and the quick tests
 # make test-all     every test this machine can run, the whole quickstart included
