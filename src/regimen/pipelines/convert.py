@@ -24,7 +24,7 @@ import numpy as np
 
 from regimen.convert import dpo, sft
 from regimen.convert.balance import MixCount, balanced_rows, mixed_tasks
-from regimen.convert.episodes import episode_of
+from regimen.convert.episodes import RowKey, episode_of
 from regimen.convert.folder import folder_written_whole
 from regimen.convert.manifest import InputFile, Manifest, now, rewards_of, tool_version, write_manifest
 from regimen.convert.options import FORMATS, ConvertOptions, check_for_target, with_reasoning
@@ -246,7 +246,7 @@ class _Conversion:
                 if row.reward is None:
                     continue
                 try:
-                    if not dpo.is_said_in_strings(episode_of(reader.rollout(row))):
+                    if not dpo.is_said_in_strings(episode_of(reader.said(row))):
                         return False
                 except RolloutError:  # the second pass puts it aside
                     continue
@@ -297,10 +297,16 @@ class _Conversion:
                 groups=groups,
                 limits=_of_tasks(common.limits, keys),
                 copies=_of_tasks(common.copies, keys),
-                awaited=common.awaited,
+                awaited=self._awaited_in(groups, common.awaited),
             )
         for start in range(0, len(common.pairs), ROWS_OF_A_PIECE):
             yield Work(recipe=common.recipe, pairs=common.pairs[start : start + ROWS_OF_A_PIECE])
+
+    def _awaited_in(self, groups: list[list[IndexedRow]], awaited: frozenset[RowKey]) -> frozenset[RowKey]:
+        """Those of the awaited rows that stand in `groups`: a piece carries no other's."""
+        if not awaited:
+            return awaited
+        return awaited.intersection(self.recipe.key(row) for group in groups for row in group)
 
     def _stretches(self) -> Iterator[list[list[IndexedRow]]]:
         groups: list[list[IndexedRow]] = []

@@ -82,7 +82,7 @@ class Written(msgspec.Struct):
 
 
 class Piece(msgspec.Struct, kw_only=True):
-    """What came of a piece of work. `tasks` maps the sides to their tasks nearest the border of the split."""
+    """What came of a piece of work. `nearest` maps the sides to their tasks nearest the border of the split."""
 
     ledger: Ledger
     screen: Screen
@@ -125,19 +125,15 @@ class Stage:
         return going
 
     def _is_screened(self, row: IndexedRow) -> bool:
-        rollout = self.rollout(row)
-        bucket = None if rollout is None else self.screen.bucket_of(rollout)
-        if bucket is not None:
-            self.ledger.count(self.recipe.key(row), bucket, row.num_sampled)
-        return rollout is None or bucket is not None
-
-    def rollout(self, row: IndexedRow) -> Rollout | None:
-        """A row read whole; None where it is broken, which is counted."""
         try:
-            return self.reader.rollout(row)
+            rollout = self.reader.rollout(row)
         except RolloutError as error:
             self._set_aside(row, error)
-            return None
+            return True
+        bucket = self.screen.bucket_of(rollout)
+        if bucket is not None:
+            self.ledger.count(self.recipe.key(row), bucket, row.num_sampled)
+        return bucket is not None
 
     def _set_aside(self, row: IndexedRow, error: RolloutError) -> None:
         key = self.recipe.key(row)

@@ -82,6 +82,18 @@ def test_pieces_do_not_show(rollouts, tmp_path, monkeypatch):
     assert _contents(tmp_path / "one") == _contents(tmp_path / "many")
 
 
+def test_pieces_of_pairs_across_tasks_do_not_show(tmp_path, monkeypatch):
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("".join(json.dumps(_row(task, 0) | {"reward": float(task % 2)}) + "\n" for task in range(60)))
+    options = ConvertOptions(strategy="stratified", across_tasks=True)
+    one = convert(path, "dpo", tmp_path / "one", options)
+    assert one.ledger.uses["pairs_across_tasks"] > 10
+    monkeypatch.setattr(passes, "ROWS_OF_A_PIECE", 1)
+    convert(path, "dpo", tmp_path / "many", options)
+    assert _contents(tmp_path / "one") == _contents(tmp_path / "many")
+    assert _manifest(tmp_path / "one", path) == _manifest(tmp_path / "many", path)
+
+
 @pytest.mark.slow
 def test_a_ray_cluster_writes_the_same_bytes(rollouts, tmp_path, monkeypatch):
     pytest.importorskip("ray")
