@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from regimen.convert.options import Reasoning
+from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.messages import (
     SAMPLED_IDS,
     chat_tools,
@@ -25,11 +26,13 @@ from regimen.rollouts.messages import (
 )
 from regimen.rollouts.records import Rollout, Source, canonical_bytes
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
+from regimen.rollouts.usual import Told
 
 ASKED = ("instructions", "input", "tools")
 
 Message = dict[str, Any]
 RowKey = tuple[str, int]
+NO_SEQUENCES = msgspec.msgpack.encode([])
 OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 SEQUENCES = msgspec.msgpack.Decoder(list[TokenSequence])
 
@@ -116,17 +119,12 @@ def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
     `like` is an episode that may have been asked the same: then its prompt and tools are taken over, not mapped again.
     """
     assert rollout.reward is not None
-    asked = [rollout.params.get(name) for name in ASKED]
-    if like is not None and asked == like.asked:
-        prompt, tools, prompt_key = like.prompt, like.tools, like.prompt_key
-    else:
-        prompt, tools = input_messages(rollout.params), chat_tools(rollout.params)
-        prompt_key = digest([with_numbered_calls(prompt), tools])
+    asked, prompt, tools, prompt_key = _asked(rollout.params, like)
     completion = output_messages(rollout.output)
     has_ids = any(SAMPLED_IDS in item for item in rollout.output)
     sequences = sequences_of(turns_of(rollout.output)) if has_ids else []
     tokenizer, template = fingerprints(rollout)
-    hidden, developer = _unwritten(rollout)
+    hidden, developer = _unwritten(rollout.params, rollout.output)
     return Episode(
         source=rollout.source,
         task_id=rollout.task_id,
@@ -150,10 +148,56 @@ def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
     )
 
 
-def _unwritten(rollout: Rollout) -> tuple[int, int]:
+def read_episode(reader: RowReader, row: IndexedRow, like: Episode | None = None) -> Episode:
+    """The episode of a scored row of the index, by the quick way where the row is of the usual shape."""
+    found = reader.told(row)
+    return episode_of(reader.said(row), like) if found is None else episode_told(*found, row, like)
+
+
+def episode_told(
+    told: Told, params: dict[str, Any], source: Source, row: IndexedRow, like: Episode | None = None
+) -> Episode:
+    """The episode of a row of the usual shape: what `episode_of` makes of its rollout, in less time."""
+    assert row.reward is not None
+    asked, prompt, tools, prompt_key = _asked(params, like)
+    tokenizer, template = _stamped(told.stamp)
+    hidden, developer = _unwritten(params, [])
+    return Episode(
+        source=source,
+        task_id=row.task_id,
+        task_index=row.task_index,
+        rollout_index=row.rollout_index,
+        environment=row.environment,
+        reward=row.reward,
+        prompt=prompt,
+        completion=told.completion,
+        tools=tools,
+        asked=asked,
+        prompt_key=prompt_key,
+        packed=NO_SEQUENCES,
+        num_sequences=0,
+        num_sampled=0,
+        tokenizer=tokenizer,
+        template=template,
+        reasoning_characters=sum([len(m.get("reasoning_content", "")) for m in [*prompt, *told.completion]]),
+        num_hidden_reasoning=hidden,
+        num_developer_messages=developer,
+    )
+
+
+def _asked(params: dict[str, Any], like: Episode | None) -> tuple[list[Any], list[Message], list[Message], str]:
+    """What was asked: as it stands in the request, as prompt and tools, and their key."""
+    asked = [params.get(name) for name in ASKED]
+    if like is not None and asked == like.asked:
+        return asked, like.prompt, like.tools, like.prompt_key
+    prompt, tools = input_messages(params), chat_tools(params)
+    return asked, prompt, tools, digest([with_numbered_calls(prompt), tools])
+
+
+def _unwritten(params: dict[str, Any], output: list[dict[str, Any]]) -> tuple[int, int]:
     """How many reasoning items have no text, and how many messages were the developer's: messages say neither."""
-    given = rollout.params.get("input")
-    items = [*cast("list[dict[str, Any]]", given), *rollout.output] if isinstance(given, list) else rollout.output
+    given = params.get("input")
+    items = [*cast("list[dict[str, Any]]", given), *output] if isinstance(given, list) else output
     hidden = developer = 0
     for item in items:
         if item.get("encrypted_content"):
@@ -173,7 +217,10 @@ def _num_characters(message: Message) -> int:
 
 def fingerprints(rollout: Rollout) -> tuple[str | None, str | None]:
     """The tokenizer's and the chat template's fingerprint that the collector stamped, where it did."""
-    stamp = rollout.row.get("regimen")
+    return _stamped(rollout.row.get("regimen"))
+
+
+def _stamped(stamp: object) -> tuple[str | None, str | None]:
     if not isinstance(stamp, dict):
         return None, None
     stamp = cast("dict[str, Any]", stamp)
@@ -208,7 +255,7 @@ def with_reasoning(episode: Episode, mode: Reasoning) -> Episode:
         episode,
         prompt=[_reasoned(message, mode) for message in episode.prompt],
         completion=[_reasoned(message, mode) for message in episode.completion],
-        **({"packed": msgspec.msgpack.encode([]), "num_sequences": 0} if mode == "drop" else {}),
+        **({"packed": NO_SEQUENCES, "num_sequences": 0} if mode == "drop" else {}),
     )
 
 

@@ -19,6 +19,7 @@ from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.sidecar import Example, TaskRecord
 from regimen.errors import ConvertError, RolloutError
+from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.lines import decode_row
 from regimen.rollouts.messages import input_messages
 from regimen.rollouts.records import SAMPLING_SETTINGS, Rollout, Source
@@ -88,6 +89,11 @@ def task_rollout_of(rollout: Rollout) -> TaskRollout:
         tokenizer=tokenizer,
         template=template,
     )
+
+
+def read_task_rollout(reader: RowReader, row: IndexedRow) -> TaskRollout:
+    """A scored row of the index, of which is kept what its task needs."""
+    return task_rollout_of(reader.rollout(row))
 
 
 def candidates_of(rollout: TaskRollout) -> tuple[str, ...]:

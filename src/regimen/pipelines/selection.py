@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
 from regimen.convert import dpo, grpo, sft
 from regimen.convert.contamination import Evaluation, read_evaluation
-from regimen.convert.episodes import Episode, RowKey, by_task, episode_of
+from regimen.convert.episodes import Episode, RowKey, by_task, read_episode
 from regimen.convert.ledger import FAILED, Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.pairs import TOLERANCE, Pair, Paired
@@ -27,12 +27,13 @@ from regimen.convert.sidecar import Example, TaskRecord
 from regimen.convert.split import task_position
 from regimen.errors import RolloutError
 from regimen.rollouts.indexed import IndexedRow, RowReader
-from regimen.rollouts.records import Rollout, Source
+from regimen.rollouts.records import Source
 from regimen.rollouts.report import BadRow, bad_row
 from regimen.rollouts.writer import encode_row
 
 SIDES: tuple[str, ...] = ("train", "val")
 BUCKETS = {"train": "trained", "val": "validation"}
+Made = TypeVar("Made", Episode, grpo.TaskRollout)
 ENCODER = msgspec.json.Encoder()
 
 
@@ -140,10 +141,10 @@ class Stage:
         self.bad.append(bad_row(self.reader.line(row), Source(*key), str(error)))
         self.ledger.count(key, "quarantined", row.num_sampled)
 
-    def made(self, row: IndexedRow, make: Any, read: Callable[[IndexedRow], Rollout]) -> Any:
+    def made(self, row: IndexedRow, make: Callable[[RowReader, IndexedRow], Made]) -> Made | None:
         """The record that `make` makes of a row; None where it is broken or has none, which is counted."""
         try:
-            record = make(read(row))
+            record = make(self.reader, row)
         except RolloutError as error:
             self._set_aside(row, error)
             return None
@@ -158,8 +159,8 @@ class Stage:
         """The rows as episodes; broken ones are counted."""
         made: list[Episode] = []
         for row in rows:
-            episode = self.made(row, partial(episode_of, like=made[0] if made else None), self.reader.said)
-            made += [] if episode is None else [episode]
+            if episode := self.made(row, partial(read_episode, like=made[0] if made else None)):
+                made.append(episode)
         return made
 
     def sft_candidates(self, rows: Sequence[IndexedRow]) -> list[Episode]:
@@ -248,7 +249,7 @@ class Stage:
         return dpo.dpo_examples(pairs, self.options, self.ledger)
 
     def _prepared(self, row: IndexedRow) -> Episode | None:
-        episode = self.made(row, episode_of, self.reader.said)
+        episode = self.made(row, read_episode)
         return None if episode is None else dpo.prepared(episode, self.options)
 
     def grpo_examples(self, rows: Sequence[IndexedRow]) -> list[Example]:
@@ -256,9 +257,9 @@ class Stage:
         if len({row.prompt for row in rows}) == 1:
             groups = [self._alike(rows)]
         else:
-            records = [self.made(row, grpo.task_rollout_of, self.reader.rollout) for row in rows]
-            groups = grpo.tasks_of([record for record in records if record is not None])
-        made = [grpo.task_example(group, self.options, self.ledger) for group in groups if group]
+            records = [record for row in rows if (record := self.made(row, grpo.read_task_rollout))]
+            groups = grpo.tasks_of(records)
+        made = (grpo.task_example(group, self.options, self.ledger) for group in groups if group)
         examples = [example for example in made if example is not None]
         return [grpo.with_task_index(example) for example in examples] if self.recipe.has_indices else examples
 
@@ -268,7 +269,7 @@ class Stage:
         names: tuple[str, ...] = ()
         for row in rows:
             if not records:
-                first = self.made(row, grpo.task_rollout_of, self.reader.rollout)
+                first = self.made(row, grpo.read_task_rollout)
                 if first is not None:
                     records.append(first)
                     names = () if first.task is not None else grpo.candidates_of(first)

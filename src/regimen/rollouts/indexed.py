@@ -20,6 +20,7 @@ from regimen.rollouts.reader import failed_rollout
 from regimen.rollouts.records import Rollout, Source, check_tokens, rollout_from_row
 from regimen.rollouts.siblings import TaskIndex, TaskPlaces
 from regimen.rollouts.sources import open_file
+from regimen.rollouts.usual import Told, told_of
 
 MOST_OPEN_FILES = 64
 
@@ -127,16 +128,14 @@ class RowReader:
         line = self.line(row)
         try:
             found = _decode_said(line)
-            asked = bytes(found.responses_create_params)
-            if asked != self._request[0]:
-                self._request = asked, msgspec.json.decode(asked, type=dict[str, Any])
+            params = self._params_of(bytes(found.responses_create_params))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self.rollout(row)
         check_tokens(found.response.output)
         return Rollout(
             source=Source(self._sources[row.file].name, row.line),
             row={"regimen": found.regimen},
-            params=self._request[1],
+            params=params,
             output=found.response.output,
             reward=row.reward,
             outcome=row.outcome,
@@ -149,6 +148,26 @@ class RowReader:
             components={},
             task=None,
         )
+
+    def told(self, row: IndexedRow) -> tuple[Told, dict[str, Any], Source] | None:
+        """What a scored row of the usual shape tells, its request and its place; None for a row that `said` must read.
+
+        Rows that ask the same, one after the other, share their request.
+        """
+        if row.num_sampled:
+            return None
+        found = told_of(self.line(row))
+        if found is None:
+            return None
+        try:
+            return found, self._params_of(found.asked), Source(self._sources[row.file].name, row.line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def _params_of(self, asked: bytes) -> dict[str, Any]:
+        if asked != self._request[0]:
+            self._request = asked, msgspec.json.decode(asked, type=dict[str, Any])
+        return self._request[1]
 
     def line(self, row: IndexedRow) -> bytes:
         """The bytes of a row, with its newline where it has one."""
