@@ -6,13 +6,13 @@ Refuses: items that have no chat form (`RolloutError`, raised by the message map
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
+from xxhash import xxh3_128_hexdigest
 
 from regimen.convert.options import Reasoning
 from regimen.rollouts.indexed import IndexedRow, RowReader
@@ -229,12 +229,6 @@ def _stamped(stamp: object) -> tuple[str | None, str | None]:
     return tokenizer, template
 
 
-def num_sampled_ids(rollout: Rollout) -> int:
-    """Sampled ids that the row carries, counted without a look at them."""
-    found = (item.get("generation_token_ids") for item in rollout.output)
-    return sum(len(cast("list[Any]", ids)) for ids in found if isinstance(ids, list))
-
-
 def without_trailing_observations(episode: Episode) -> Episode:
     """`episode` ending with the last thing the model wrote; what the environment said after it trains nothing."""
     completion = episode.completion
@@ -345,7 +339,7 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
 
 def digest(value: Any) -> str:
     """A hash of a JSON value that does not depend on the order of keys."""
-    return hashlib.sha256(canonical_bytes(value)).hexdigest()[:32]
+    return xxh3_128_hexdigest(canonical_bytes(value))
 
 
 def in_task_order(episodes: Iterable[Episode]) -> list[Episode]:

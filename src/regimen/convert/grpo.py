@@ -8,13 +8,13 @@ verifier measured. Refuses nothing by itself: what is left out is counted by nam
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, TypedDict, cast
 
 import msgspec
 
-from regimen.convert.episodes import RowKey, digest, fingerprints, num_sampled_ids
+from regimen.convert.episodes import ASKED, RowKey, digest, fingerprints
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.sidecar import Example, TaskRecord
@@ -22,7 +22,7 @@ from regimen.errors import ConvertError, RolloutError
 from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.lines import decode_row
 from regimen.rollouts.messages import input_messages
-from regimen.rollouts.records import SAMPLING_SETTINGS, Rollout, Source
+from regimen.rollouts.records import SAMPLING_SETTINGS, Source, metrics_of
 
 # Names under which people keep the right answer, in the order they are believed.
 ANSWER_FIELDS = (
@@ -47,7 +47,10 @@ TOLERANCE = 1e-9
 
 
 class TaskRollout(msgspec.Struct, frozen=True, kw_only=True):
-    """What GRPO keeps of a scored rollout: its task, not its text."""
+    """What GRPO keeps of a scored rollout: its task, not its text.
+
+    `candidates` names the fields that are ground truth if every repeat has them alike.
+    """
 
     source: Source
     task_id: str
@@ -57,7 +60,7 @@ class TaskRollout(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any]
     task: dict[str, Any] | None
     fields: dict[str, Any]
-    measured: frozenset[str]
+    candidates: tuple[str, ...]
     prompt_key: str
     num_sampled: int
     tokenizer: str | None
@@ -69,11 +72,24 @@ class TaskRollout(msgspec.Struct, frozen=True, kw_only=True):
         return (self.source.path, self.source.line)
 
 
-def task_rollout_of(rollout: Rollout) -> TaskRollout:
-    """Keep of a scored rollout what its task needs."""
+class Repeats(msgspec.Struct, frozen=True):
+    """All scored rollouts of a task that asked the same: the first one, and of each its key, reward and sampled tokens.
+
+    `others` holds the fields of those that may say something else about the task than the first.
+    """
+
+    first: TaskRollout
+    keys: list[RowKey]
+    rewards: list[float]
+    num_sampled: list[int]
+    others: list[dict[str, Any]]
+
+
+def read_task_rollout(reader: RowReader, row: IndexedRow) -> TaskRollout:
+    """A scored row of the index, of which is kept what its task needs."""
+    rollout = reader.asked(row)
     assert rollout.reward is not None
     tokenizer, template = fingerprints(rollout)
-    asked = {name: rollout.params.get(name) for name in ("instructions", "input", "tools")}
     return TaskRollout(
         source=rollout.source,
         task_id=rollout.task_id,
@@ -83,22 +99,18 @@ def task_rollout_of(rollout: Rollout) -> TaskRollout:
         params=rollout.params,
         task=rollout.task,
         fields=_fields_of(rollout.row),
-        measured=frozenset(rollout.metrics),
-        prompt_key=digest(asked),
-        num_sampled=num_sampled_ids(rollout),
+        candidates=candidates_of(rollout.row),
+        prompt_key=digest({name: rollout.params.get(name) for name in ASKED}),
+        num_sampled=row.num_sampled,
         tokenizer=tokenizer,
         template=template,
     )
 
 
-def read_task_rollout(reader: RowReader, row: IndexedRow) -> TaskRollout:
-    """A scored row of the index, of which is kept what its task needs."""
-    return task_rollout_of(reader.rollout(row))
-
-
-def candidates_of(rollout: TaskRollout) -> tuple[str, ...]:
+def candidates_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a row that are ground truth if every repeat has them alike."""
-    return tuple(name for name, value in rollout.fields.items() if value is not None and _may_be_truth(name, rollout))
+    measured = metrics_of(row)
+    return tuple([name for name, value in row.items() if value is not None and _may_be_truth(name, measured)])
 
 
 def fields_of_line(line: bytes, names: tuple[str, ...]) -> dict[str, Any]:
@@ -116,38 +128,34 @@ def _decoder(names: tuple[str, ...]) -> Callable[[bytes], dict[str, Any]]:
     return msgspec.json.Decoder(make_type("Fields", dict.fromkeys(names, Any), total=False)).decode
 
 
-def _fields_of(row: dict[str, Any]) -> dict[str, Any]:
+def _fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in STAMPS}
 
 
-def build_grpo(rollouts: Sequence[TaskRollout], options: ConvertOptions, ledger: Ledger) -> list[Example]:
-    """One row per task that passes the filters; `options` are resolved (no auto, no None threshold)."""
-    made = [task_example(group, options, ledger) for group in tasks_of(rollouts)]
-    examples = [example for example in made if example is not None]
-    indices = [cast("TaskRecord", example.record).task_index for example in examples]
-    return [with_task_index(example) for example in examples] if are_unique(indices) else examples
+def task_example(repeats: Repeats, options: ConvertOptions, ledger: Ledger, *, is_named: bool) -> Example | None:
+    """The row of one task; or None, and its rollouts counted.
 
-
-def task_example(group: Sequence[TaskRollout], options: ConvertOptions, ledger: Ledger) -> Example | None:
-    """The row of one task, from all its rollouts with the same prompt; or None, and the rollouts counted."""
+    `options` are resolved (no auto, no None threshold). A named gym row carries the index of its task.
+    """
     assert options.reward_threshold is not None
-    rate = pass_rate([rollout.reward for rollout in group], options.reward_threshold)
-    fields, truth = task_fields(group)
-    row = _response_row(group[0], fields) if options.format == "response" else _gym_row(group[0], fields)
+    first, rate = repeats.first, pass_rate(repeats.rewards, options.reward_threshold)
+    fields, truth = task_fields(repeats)
+    row = _response_row(first, fields) if options.format == "response" else _gym_row(first, fields)
     bucket = row if isinstance(row, str) else _refused_by(rate, options)
     if bucket is not None or isinstance(row, str):
-        for rollout in group:
-            ledger.count(rollout.key, str(bucket), rollout.num_sampled)
+        ledger.count_rows(repeats.keys, str(bucket), sum(repeats.num_sampled))
         ledger.use(f"tasks_{bucket}")
         return None
     if options.with_pass_rate:
         row["pass_rate"] = rate
+    if is_named and options.format != "response":  # strings have no place for it
+        row["_ng_task_index"] = first.task_index
     ledger.use("tasks")
     ledger.note(f"tasks_truth_from_{truth}")
-    return _example(group, row, rate, truth)
+    return _example(repeats, row, rate, truth)
 
 
-def tasks_of(rollouts: Sequence[TaskRollout]) -> list[list[TaskRollout]]:
+def tasks_of(rollouts: Sequence[TaskRollout]) -> list[Repeats]:
     """Rollouts by task and prompt, in task order."""
     groups: defaultdict[tuple[str, str], list[TaskRollout]] = defaultdict(list)
     ordered = sorted(
@@ -155,7 +163,18 @@ def tasks_of(rollouts: Sequence[TaskRollout]) -> list[list[TaskRollout]]:
     )
     for rollout in ordered:
         groups[rollout.task_id, rollout.prompt_key].append(rollout)
-    return list(groups.values())
+    return [_repeats(group) for group in groups.values()]
+
+
+def _repeats(group: Sequence[TaskRollout]) -> Repeats:
+    joined = next((rollout.task for rollout in group if rollout.task is not None), None)
+    return Repeats(
+        msgspec.structs.replace(group[0], task=joined),
+        [rollout.key for rollout in group],
+        [rollout.reward for rollout in group],
+        [rollout.num_sampled for rollout in group],
+        [rollout.fields for rollout in group[1:]],
+    )
 
 
 def pass_rate(rewards: Sequence[float], threshold: float) -> float:
@@ -169,33 +188,28 @@ def _refused_by(rate: float, options: ConvertOptions) -> str | None:
     return "pass_rate_too_high" if rate > options.max_pass_rate + TOLERANCE else None
 
 
-def task_fields(group: Sequence[TaskRollout]) -> tuple[dict[str, Any], str]:
+def task_fields(repeats: Repeats) -> tuple[dict[str, Any], str]:
     """The verifier's fields of a task and where they come from: `task_row`, `rollout_row` or `nowhere`."""
-    joined = next((rollout.task for rollout in group if rollout.task is not None), None)
-    if joined is not None:
+    first = repeats.first
+    if first.task is not None:
         fields = {
             name: value
-            for name, value in joined.items()
+            for name, value in first.task.items()
             if not name.startswith("_ng_") and name != "responses_create_params"
         }
-        has_truth = any(name not in NOT_TRUTH for name in fields) or bool(_metadata_answer(group[0].params))
-        return fields, "task_row" if has_truth else "nowhere"
-    fields = {
-        name: value for name, value in group[0].fields.items() if value is not None and _is_truth(name, value, group)
-    }
-    has_truth = any(name not in NOT_TRUTH for name in fields) or bool(_metadata_answer(group[0].params))
-    return fields, "rollout_row" if has_truth else "nowhere"
+    else:  # what speaks about the task, not about one rollout, is the same in every repeat
+        fields = {name: first.fields[name] for name in first.candidates}
+        for other in repeats.others:
+            fields = {name: value for name, value in fields.items() if other.get(name) == value}
+    has_truth = any(name not in NOT_TRUTH for name in fields) or bool(_metadata_answer(first.params))
+    place = "rollout_row" if first.task is None else "task_row"
+    return fields, place if has_truth else "nowhere"
 
 
-def _is_truth(name: str, value: Any, group: Sequence[TaskRollout]) -> bool:
-    """Whether a field of rollout rows speaks about the task: the same in every repeat and measured by nobody."""
-    return _may_be_truth(name, group[0]) and all(rollout.fields.get(name) == value for rollout in group)
-
-
-def _may_be_truth(name: str, rollout: TaskRollout) -> bool:
+def _may_be_truth(name: str, measured: Collection[str]) -> bool:
     if name in ANSWER_FIELDS or name.startswith("expected_"):
         return True
-    return name not in MEASURED and name not in rollout.measured and not name.startswith(MEASURED_STARTS)
+    return name not in STAMPS and name not in MEASURED and name not in measured and not name.startswith(MEASURED_STARTS)
 
 
 def _metadata_answer(params: dict[str, Any]) -> Any:
@@ -239,15 +253,15 @@ def _response_row(rollout: TaskRollout, fields: dict[str, Any]) -> dict[str, obj
     return {"input": prompt[0]["content"], "output": str(answer)}
 
 
-def _example(group: Sequence[TaskRollout], row: dict[str, object], rate: float, truth: str) -> Example:
-    first = group[0]
+def _example(repeats: Repeats, row: dict[str, object], rate: float, truth: str) -> Example:
+    first = repeats.first
     make_record = partial(
         TaskRecord,
         task_id=first.task_id,
         task_index=first.task_index,
         pass_rate=rate,
-        mean_reward=sum(rollout.reward for rollout in group) / len(group),
-        num_rollouts=len(group),
+        mean_reward=sum(repeats.rewards) / len(repeats.rewards),
+        num_rollouts=len(repeats.rewards),
         truth=truth,
         source=first.source,
     )
@@ -255,22 +269,9 @@ def _example(group: Sequence[TaskRollout], row: dict[str, object], rate: float, 
         row=row,
         make_record=make_record,
         task_id=first.task_id,
-        keys=[rollout.key for rollout in group],
+        keys=repeats.keys,
         environment=first.environment,
     )
-
-
-def are_unique(indices: Sequence[int | None]) -> bool:
-    """Whether every task has an index of its own, so that new rollouts can name it."""
-    return None not in indices and len(set(indices)) == len(indices)
-
-
-def with_task_index(example: Example) -> Example:
-    """A gym row with the index of its task; other rows have no place for it."""
-    if "responses_create_params" not in example.row:
-        return example
-    index = cast("TaskRecord", example.record).task_index
-    return msgspec.structs.replace(example, row={**example.row, "_ng_task_index": index})
 
 
 def nothing_to_play(groups: Sequence[Sequence[float]], options: ConvertOptions, ledger: Ledger) -> ConvertError:

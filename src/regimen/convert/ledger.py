@@ -7,6 +7,7 @@ Refuses: a row counted twice, a bucket without a meaning, and totals that do not
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
@@ -78,14 +79,20 @@ class Ledger:
 
     def count(self, key: tuple[str, int], bucket: str, num_tokens: int = 0) -> None:
         """Put the row `key` (path, line) with its sampled tokens into `bucket`; raises when it already has one."""
+        self.count_rows((key,), bucket, num_tokens)
+
+    def count_rows(self, keys: Sequence[tuple[str, int]], bucket: str, num_tokens: int = 0) -> None:
+        """`count` for rows that share a bucket, with their sampled tokens together."""
         if bucket not in MEANINGS:
             meaning_of(bucket)
-        if key in self._bucket_of:
-            raise ConvertError(
-                f"row counted as {self._bucket_of[key]!r} and again as {bucket!r}", where=f"{key[0]}:{key[1]}"
-            )
-        self._bucket_of[key] = bucket
-        self._rows[bucket] += 1
+        bucket_of = self._bucket_of
+        for key in keys:
+            if key in bucket_of:
+                raise ConvertError(
+                    f"row counted as {bucket_of[key]!r} and again as {bucket!r}", where=f"{key[0]}:{key[1]}"
+                )
+            bucket_of[key] = bucket
+        self._rows[bucket] += len(keys)
         if num_tokens:
             self._tokens[bucket] += num_tokens
 

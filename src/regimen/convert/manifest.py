@@ -6,7 +6,6 @@ folder can be traced back to its rollouts. Refuses: a manifest.json that is not 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from regimen.convert.balance import MixCount
@@ -29,12 +29,12 @@ BLOCK = 1 << 20
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was read. `role`: rollouts, tasks, failures or evaluation."""
+    """A file that was read. `role`: rollouts, tasks, failures or evaluation; `xxh128` as `xxh128sum` prints it."""
 
     path: str
     role: str
     size: int
-    sha256: str
+    xxh128: str
 
 
 class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ class OutputFile(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     rows: int
     size: int
-    sha256: str
+    xxh128: str
 
 
 class Rewards(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,20 +107,21 @@ def now() -> str:
 
 def input_file(path: Path, role: str) -> InputFile:
     """Describe a file that was read."""
-    return InputFile(path=str(path), role=role, size=path.stat().st_size, sha256=sha256_of(path))
+    return InputFile(path=str(path), role=role, size=path.stat().st_size, xxh128=xxh128_of(path))
 
 
 def output_file(path: Path, num_rows: int) -> OutputFile:
     """Describe a file that was written."""
-    return OutputFile(name=path.name, rows=num_rows, size=path.stat().st_size, sha256=sha256_of(path))
+    return OutputFile(name=path.name, rows=num_rows, size=path.stat().st_size, xxh128=xxh128_of(path))
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
+def xxh128_of(path: Path) -> str:
+    """The XXH3 hash of a file's bytes, 128 bits, in hexadecimal: it tells files apart, at the speed of reading them."""
+    digest, block = xxhash.xxh3_128(), bytearray(BLOCK)
+    view = memoryview(block)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(view[:size])
     return digest.hexdigest()
 
 

@@ -18,21 +18,19 @@ def note_episodes(episodes: Iterable[Episode], reasoning: Reasoning, ledger: Led
     """Note what the messages of `episodes` hold, and what became of their reasoning and token ids."""
     done = DONE_WITH_REASONING[reasoning]
     for episode in episodes:
-        counts = {
-            "rows_with_invalid_arguments": int(num_invalid_arguments(episode) > 0),
-            "rows_without_token_ids": int(episode.num_sequences == 0),
-            "rows_not_one_sequence": int(episode.num_sequences > 1),
-            f"rows_with_reasoning_{done}": int(episode.reasoning_characters > 0),
-            f"reasoning_characters_{done}": episode.reasoning_characters,
-            "rows_with_hidden_reasoning": int(episode.num_hidden_reasoning > 0),
-            "rows_with_developer_messages": int(episode.num_developer_messages > 0),
-        }
-        refuses = shows = False
-        for messages in (episode.prompt, episode.completion):
-            for message in messages:
-                refuses = refuses or "refusal" in message
-                shows = shows or type(message["content"]) is list
-        counts |= {"rows_with_refusals": int(refuses), "rows_with_images": int(shows)}
-        for name, number in counts.items():
-            if number:
-                ledger.note(name, number)
+        if num_invalid_arguments(episode):
+            ledger.note("rows_with_invalid_arguments")
+        if episode.num_sequences != 1:
+            ledger.note("rows_not_one_sequence" if episode.num_sequences else "rows_without_token_ids")
+        if episode.reasoning_characters:
+            ledger.note(f"rows_with_reasoning_{done}")
+            ledger.note(f"reasoning_characters_{done}", episode.reasoning_characters)
+        if episode.num_hidden_reasoning:
+            ledger.note("rows_with_hidden_reasoning")
+        if episode.num_developer_messages:
+            ledger.note("rows_with_developer_messages")
+        messages = [*episode.prompt, *episode.completion]
+        if any("refusal" in message for message in messages):
+            ledger.note("rows_with_refusals")
+        if list in [type(message["content"]) for message in messages]:
+            ledger.note("rows_with_images")

@@ -7,13 +7,17 @@ Refuses, with `ConvertError`: a condition on a field that no row has, and an eva
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from regimen.convert.contamination import Contaminated, Evaluation, Match, contaminated, prompt_text, read_evaluation
+from regimen.convert.contamination import Contaminated, Match, contaminated, prompt_text
 from regimen.convert.options import ConvertOptions
 from regimen.convert.where import FieldCount, Where, parse_where
 from regimen.rollouts.records import Rollout
+
+if TYPE_CHECKING:
+    from regimen.convert.near import Evaluation
 
 EXAMPLES_KEPT = 20
 # Prompts whose search is remembered: repeats of a task stand near each other or come task by task.
@@ -37,6 +41,8 @@ class Screen:
         self.where: Where | None = None if options.where is None else parse_where(options.where)
         self.fields = None if self.where is None else FieldCount(self.where)
         if evaluation is None and options.against is not None:
+            from regimen.convert.near import read_evaluation  # numpy takes as long to load as all the rest
+
             evaluation = read_evaluation(Path(options.against), options.against_similarity)
         self.evaluation = evaluation
         self.found = Screened(evaluation_prompts=0 if evaluation is None else len(evaluation.lines))

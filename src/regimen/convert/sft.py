@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from regimen.convert.balance import TaskRows, balanced_rows
 from regimen.convert.episodes import (
@@ -33,9 +31,13 @@ from regimen.convert.sidecar import Example, record_of
 from regimen.convert.spelling import spelled
 from regimen.errors import ConvertError
 
-FEW_ROWS = 100
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+    Numbers = NDArray[np.float64]
+
+FEW_ROWS = 100
 
 
 def reward_threshold(rewards: Iterable[Numbers], asked: float | None) -> float:
@@ -47,7 +49,7 @@ def reward_threshold(rewards: Iterable[Numbers], asked: float | None) -> float:
 
 def are_binary(rewards: Iterable[Numbers]) -> bool:
     """Whether all rewards are 0 or 1."""
-    return all(bool(np.isin(some, (0.0, 1.0)).all()) for some in rewards)
+    return all(bool(((some == 0) | (some == 1)).all()) for some in rewards)
 
 
 def build_sft(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
@@ -91,9 +93,11 @@ def _passing(episode: Episode, options: ConvertOptions, ledger: Ledger) -> Episo
     if bucket is not None:
         ledger.count(episode.key, bucket, episode.num_sampled)
         return None
-    ledger.note("trailing_observations_cut", int(trimmed is not episode))
+    if trimmed is not episode:
+        ledger.note("trailing_observations_cut")
     prepared = with_reasoning(trimmed, options.reasoning)
-    ledger.note("token_ids_dropped_with_reasoning", int(lost_ids(episode, prepared)))
+    if lost_ids(episode, prepared):
+        ledger.note("token_ids_dropped_with_reasoning")
     return prepared
 
 
@@ -101,11 +105,12 @@ def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
     assert options.reward_threshold is not None
     if episode.reward < options.reward_threshold:
         return "below_threshold"
-    if episode.num_turns == 0:
+    num_turns = episode.num_turns
+    if num_turns == 0:
         return "no_assistant_message"
     if options.require_tool_use and not episode.tool_calls:
         return "no_tool_use"
-    if episode.num_turns < options.min_turns:
+    if num_turns < options.min_turns:
         return "too_few_turns"
     if options.format == "simple" and not episode.is_plain_exchange:
         return "not_simple"

@@ -14,15 +14,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 
-from regimen.convert import dpo, sft
+from regimen.convert import dpo, grpo, sft
 from regimen.convert.balance import MixCount, balanced_rows, mixed_tasks
 from regimen.convert.episodes import RowKey, episode_of
 from regimen.convert.folder import folder_written_whole
@@ -30,7 +29,7 @@ from regimen.convert.manifest import InputFile, Manifest, now, rewards_of, tool_
 from regimen.convert.options import FORMATS, ConvertOptions, check_for_target, with_reasoning
 from regimen.convert.pairs import pair_across_tasks
 from regimen.convert.screen import Screened
-from regimen.errors import ConvertError, RolloutError, UsageError
+from regimen.errors import ConvertError, RegimenError, RolloutError, UsageError
 from regimen.pipelines.converted import (
     QUARANTINE,
     Totals,
@@ -46,11 +45,14 @@ from regimen.pipelines.selection import Recipe, Work, piece_of
 from regimen.pipelines.verify import verify_folder
 from regimen.rollouts.index import RolloutIndex
 from regimen.rollouts.indexed import IndexedRow
-from regimen.rollouts.sources import STDIN, Paths, checked_paths
+from regimen.rollouts.lines import decode_row
+from regimen.rollouts.processes import Processes
+from regimen.rollouts.sources import STDIN, Kind, Paths, checked_paths, kind_of, open_lines
 
 ROWS_OF_A_PIECE = 512
 WORTH_A_PROCESS = 32 << 20  # bytes; below, starting a process takes longer than it saves
 MOST_PROCESSES = 16
+FILES_TO_LEARN_FROM = 64
 
 Result = TypeVar("Result")
 # Called as the work goes on: stage, parts done, parts in all.
@@ -74,9 +76,8 @@ def convert(
 
     `verify` reads every written row back and compares it with its rollouts; a difference is a `ConvertError`.
     `tasks` names the task rows where they do not stand beside the rollouts as `*_materialized_inputs.jsonl`.
-    A script that asks for several processes must start its work under `if __name__ == "__main__":`. With the engine
-    `ray` the second pass runs on the machines of a Ray cluster, which must see the files and the folder under the same
-    names. `progress` hears (stage, done, total) as the work goes on.
+    With the engine `ray` the second pass runs on the machines of a Ray cluster, which must see the files and the folder
+    under the same names. `progress` hears (stage, done, total) as the work goes on.
     """
     options = options or ConvertOptions()
     check_for_target(options, to)
@@ -86,13 +87,15 @@ def convert(
     files = inputs_of(paths, tasks, options.against)
     with (
         ThreadPoolExecutor(1) as hashing,  # beside the passes: hashing does not hold the interpreter
+        Processes(num_processes) as processes,
         folder_written_whole(out, overwrite) as folder,
         _kept_quarantine(folder, out),
     ):
         inputs = hashing.submit(described, files)
         report = progress or _silent
-        with _index_of(paths, tasks, options, folder, num_processes, report) as index:
-            conversion = _Conversion(index, to, options, folder, num_processes, engine, report)
+        alike = _truth_fields(paths) if to == "grpo" else []
+        with _index_of(paths, tasks, options, alike, folder, processes, report) as index:
+            conversion = _Conversion(index, to, options, alike, folder, processes, engine, report)
             totals = conversion.run()
             _judge(totals, index, options)
             piped = [(index.plain_path(index.files.index(str(STDIN))), "rollouts")] if STDIN in paths else []
@@ -137,8 +140,9 @@ def _index_of(
     paths: Sequence[Path],
     tasks: Path | str | None,
     options: ConvertOptions,
+    alike: Sequence[str],
     folder: Path,
-    num_processes: int,
+    processes: Processes,
     report: Progress,
 ) -> RolloutIndex:
     return RolloutIndex.build(
@@ -146,10 +150,21 @@ def _index_of(
         quarantine=folder / QUARANTINE,
         tasks=tasks,
         max_bad=options.max_bad,
-        num_processes=num_processes,
+        processes=processes,
+        alike=alike,
         folder=folder,
         on_part=partial(report, "index"),
     )
+
+
+def _truth_fields(paths: Sequence[Path]) -> list[str]:
+    """What may be ground truth in the first row of each of the first files; the index compares it between repeats."""
+    names: dict[str, None] = {}
+    for path in [path for path in paths if kind_of(path) is not Kind.PIPE][:FILES_TO_LEARN_FROM]:
+        with suppress(RegimenError), open_lines(path) as lines:
+            row = decode_row(next(iter(lines), b""))
+            names |= dict.fromkeys(grpo.candidates_of(row)) if isinstance(row, dict) else {}
+    return list(names)
 
 
 def _judge(totals: Totals, index: RolloutIndex, options: ConvertOptions) -> None:
@@ -199,16 +214,19 @@ class _Conversion:
         index: RolloutIndex,
         to: str,
         options: ConvertOptions,
+        alike: Sequence[str],
         folder: Path,
-        num_processes: int,
+        processes: Processes,
         engine: Engine,
         report: Progress,
     ) -> None:
         self.index, self.to, self.folder, self.report = index, to, folder, report
-        self.num_processes = num_processes
+        self.processes = processes
         self.engine: Engine = engine
         self.options = self._resolved(options)
-        self.recipe = Recipe(to=to, options=self.options, reader=index.open(), files=index.files)
+        self.recipe = Recipe(
+            to=to, options=self.options, reader=index.open(), files=index.files, alike=frozenset(alike)
+        )
         self.num_tokens = 0
         self.mix: dict[str, MixCount] = {}
         self.screened: Screened | None = None
@@ -216,7 +234,7 @@ class _Conversion:
     def run(self) -> Totals:
         """Write both sides; once more where the hash alone leaves one of them without a task."""
         if self.to == "grpo" and self.options.format == "gym":
-            self.recipe = msgspec.structs.replace(self.recipe, has_indices=self._are_unique())
+            self.recipe = msgspec.structs.replace(self.recipe, has_indices=self.index.can_be_named())
         prepared = self._prepare()
         totals = self._write(prepared, self.recipe)
         moved = totals.moved(self.options.validation_fraction)
@@ -253,19 +271,6 @@ class _Conversion:
                 found = True
         return found
 
-    def _are_unique(self) -> bool:
-        """Whether every task has an index of its own, so that gym rows can name it."""
-        indices: list[int] = []
-        for group in self.index.groups():
-            scored = [row for row in group if row.reward is not None]
-            if not scored:
-                continue
-            index = scored[0].task_index
-            if index is None or len({row.prompt for row in scored}) > 1:
-                return False
-            indices.append(index)
-        return len(np.unique(np.array(indices, dtype=np.float64))) == len(indices)
-
     def _prepare(self) -> Work:
         """What must be decided over all tasks before any is written."""
         common = Work(recipe=self.recipe)
@@ -285,7 +290,7 @@ class _Conversion:
         return common
 
     def _map(self, function: Callable[[Work], Result], works: Iterator[Work]) -> Iterator[Result]:
-        return map_ordered(function, works, num_processes=self.num_processes, engine=self.engine)
+        return map_ordered(function, works, processes=self.processes, engine=self.engine)
 
     def _pieces(self, common: Work) -> Iterator[Work]:
         """The tasks in pieces, and the pairs across tasks last."""

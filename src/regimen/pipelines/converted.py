@@ -6,7 +6,6 @@ error of a conversion that leaves nothing. Of every written row 8 bytes stay in 
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import xxhash
 
 from regimen.convert import dpo, grpo, sft
 from regimen.convert.ledger import Ledger
@@ -38,7 +38,7 @@ class _Output:
 
     def __init__(self, path: Path) -> None:
         self.file: BinaryIO = path.open("wb")
-        self.hash = hashlib.sha256()
+        self.hash = xxhash.xxh3_128()
         self.size = 0
 
     def write(self, data: bytes) -> None:
@@ -128,7 +128,7 @@ class Totals:
     def outputs(self, num_bad: int) -> list[OutputFile]:
         """Every file that was written; a side without a row has none, since loaders refuse empty files."""
         written = [
-            OutputFile(name=name, rows=self.num_rows[name.split(".")[0]], size=file.size, sha256=file.hash.hexdigest())
+            OutputFile(name=name, rows=self.num_rows[name.split(".")[0]], size=file.size, xxh128=file.hash.hexdigest())
             for name, file in sorted(self._files.items(), key=lambda item: item[0].split("."))
         ]
         return written + ([output_file(self.folder / QUARANTINE, num_bad)] if num_bad else [])

@@ -1,55 +1,30 @@
-"""Many pieces of work in other processes, results in order, never more than a few pieces in memory.
+"""Many pieces of work in other processes or on other machines, results in order, a few pieces in memory.
 
 In: a function at the top level of a module, and jobs one by one. Out: results, in the order of the jobs.
 Engines: `local` (this process, or several on this machine) and `ray` (the machines of a Ray cluster, which must see the
-same files). Refuses: an engine that is not installed; a process that dies is a `RunError`.
+same files). Refuses: an engine that is not installed; a machine that is lost is a `RunError`.
 """
 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
 from regimen.errors import RunError, UsageError
+from regimen.rollouts.processes import AHEAD, Processes
 
 Engine = Literal["local", "ray"]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-AHEAD = 2  # jobs given out for each process: one at work, one waiting
 
 
 def map_ordered(
-    function: Callable[[Job], Result], jobs: Iterable[Job], *, num_processes: int, engine: Engine = "local"
+    function: Callable[[Job], Result], jobs: Iterable[Job], *, processes: Processes, engine: Engine = "local"
 ) -> Iterator[Result]:
     """`function` of each job; errors of a job are raised in its place."""
-    if engine == "ray":
-        return _on_ray(function, jobs)
-    return map(function, jobs) if num_processes == 1 else _in_processes(function, jobs, num_processes)
-
-
-def _in_processes(function: Callable[[Job], Result], jobs: Iterable[Job], num_processes: int) -> Iterator[Result]:
-    # A fresh interpreter: a forked one would share locks with threads of this one.
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[Future[Result]] = deque()
-    pool = ProcessPoolExecutor(num_processes, mp_context=context)
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(function, job))
-            if len(waiting) >= AHEAD * num_processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise RunError(
-            "a process died while it worked", fix="look for an out-of-memory kill, or use fewer processes"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return _on_ray(function, jobs) if engine == "ray" else processes.map(function, jobs)
 
 
 def _on_ray(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:

@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from regimen.convert import dpo, grpo, sft
-from regimen.convert.contamination import Evaluation, read_evaluation
 from regimen.convert.episodes import Episode, RowKey, by_task, read_episode
 from regimen.convert.ledger import FAILED, Ledger
 from regimen.convert.options import ConvertOptions
@@ -31,19 +30,27 @@ from regimen.rollouts.records import Source
 from regimen.rollouts.report import BadRow, bad_row
 from regimen.rollouts.writer import encode_row
 
+if TYPE_CHECKING:
+    from regimen.convert.near import Evaluation
+
 SIDES: tuple[str, ...] = ("train", "val")
 BUCKETS = {"train": "trained", "val": "validation"}
 Made = TypeVar("Made", Episode, grpo.TaskRollout)
 ENCODER = msgspec.json.Encoder()
+GROUPS = msgspec.msgpack.Decoder(list[list[IndexedRow]])
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What all pieces share. `options` are resolved; `moved` names tasks whose side the hash alone does not decide."""
+    """What all pieces share. `options` are resolved; `moved` names tasks whose side the hash alone does not decide.
+
+    `alike` names the fields that the index has hashed.
+    """
 
     to: str
     options: ConvertOptions
     reader: RowReader
     files: list[str]
+    alike: frozenset[str] = frozenset()
     has_indices: bool = False
     moved: dict[str, str] = {}
 
@@ -70,6 +77,15 @@ class Work(msgspec.Struct, kw_only=True):
     copies: dict[str, int] | None = None
     awaited: frozenset[RowKey] = frozenset()
     pairs: list[tuple[IndexedRow, IndexedRow]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        groups = msgspec.msgpack.encode(self.groups)  # ten times as fast as pickling row by row
+        return _work, (groups, self.recipe, self.limits, self.copies, self.awaited, self.pairs)
+
+
+def _work(groups: bytes, recipe: Recipe, *decided: Any) -> Work:
+    names = ("limits", "copies", "awaited", "pairs")
+    return Work(recipe=recipe, groups=GROUPS.decode(groups), **dict(zip(names, decided, strict=True)))
 
 
 class Written(msgspec.Struct):
@@ -255,39 +271,46 @@ class Stage:
     def grpo_examples(self, rows: Sequence[IndexedRow]) -> list[Example]:
         """The task to play again; of its rollouts only the first is read whole, where they all ask the same."""
         if len({row.prompt for row in rows}) == 1:
-            groups = [self._alike(rows)]
+            groups = self._alike(rows)
         else:
-            records = [record for row in rows if (record := self.made(row, grpo.read_task_rollout))]
-            groups = grpo.tasks_of(records)
-        made = (grpo.task_example(group, self.options, self.ledger) for group in groups if group)
-        examples = [example for example in made if example is not None]
-        return [grpo.with_task_index(example) for example in examples] if self.recipe.has_indices else examples
+            groups = grpo.tasks_of([record for row in rows if (record := self.made(row, grpo.read_task_rollout))])
+        named = self.recipe.has_indices
+        made = [grpo.task_example(group, self.options, self.ledger, is_named=named) for group in groups]
+        return [example for example in made if example is not None]
 
-    def _alike(self, rows: Sequence[IndexedRow]) -> list[grpo.TaskRollout]:
-        """The rollouts of a task that all ask the same: of all but the first only what may be ground truth is read."""
-        records: list[grpo.TaskRollout] = []
-        names: tuple[str, ...] = ()
-        for row in rows:
-            if not records:
-                first = self.made(row, grpo.read_task_rollout)
-                if first is not None:
-                    records.append(first)
-                    names = () if first.task is not None else grpo.candidates_of(first)
-                continue
-            key = self.recipe.key(row)
-            fields = grpo.fields_of_line(self.reader.line(row), names) if names else {}
-            self.tokens_of[key] = row.num_sampled
-            records.append(
-                msgspec.structs.replace(
-                    records[0], source=Source(*key), reward=row.reward, num_sampled=row.num_sampled, fields=fields
-                )
+    def _alike(self, rows: Sequence[IndexedRow]) -> list[grpo.Repeats]:
+        """The rollouts of a task that all ask the same: of all but the first only what may be ground truth is read.
+
+        Where the index tells that this is the same in all of them, not even that.
+        """
+        waiting = iter(rows)
+        first = next((made for row in waiting if (made := self.made(row, grpo.read_task_rollout))), None)
+        if first is None:
+            return []
+        others = list(waiting)
+        names = () if first.task is not None else first.candidates
+        if self.recipe.alike.issuperset(names) and rows[0].alike and len({row.alike for row in rows}) == 1:
+            names = ()
+        keys = [self.recipe.key(row) for row in others]
+        self.tokens_of.update(zip(keys, [row.num_sampled for row in others], strict=True))
+        return [
+            grpo.Repeats(
+                first,
+                [first.key, *keys],
+                [first.reward, *[row.reward for row in others if row.reward is not None]],
+                [first.num_sampled, *[row.num_sampled for row in others]],
+                [grpo.fields_of_line(self.reader.line(row), names) for row in others] if names else [],
             )
-        return records
+        ]
 
 
 @cache
 def _evaluation(path: str | None, similarity: float) -> Evaluation | None:
-    return None if path is None else read_evaluation(Path(path), similarity)
+    if path is None:
+        return None
+    from regimen.convert.near import read_evaluation  # numpy takes as long to load as all the rest
+
+    return read_evaluation(Path(path), similarity)
 
 
 EXAMPLES = {"sft": Stage.sft_examples, "dpo": Stage.dpo_examples, "grpo": Stage.grpo_examples}
@@ -336,29 +359,22 @@ def _write(
     stage: Stage, piece: Piece, examples: Sequence[Example], lines: dict[str, tuple[list[bytes], list[bytes]]]
 ) -> None:
     """Encode the examples of one task, or of pairs across tasks, and count their rows."""
-    recipe, ledger = stage.recipe, stage.ledger
-    copies, is_odd = stage.work.copies, stage.reader.met_odd_rows
+    recipe, copies, is_odd = stage.recipe, stage.work.copies, stage.reader.met_odd_rows
     counted: set[RowKey] = set()
     tasks: set[str] = set()
     kept: dict[str, list[object]] = {side: [] for side in SIDES}
     for example in examples:
-        side, bucket = recipe.side(example.task_id), None
-        if example.other_task_id is not None and recipe.side(example.other_task_id) != side:
-            bucket = "no_partner"
-            ledger.use("pairs_on_both_sides_dropped")
-        elif copies is not None and not copies[example.task_id]:
-            bucket = "left_out_of_mix"
-        for key in example.keys:
-            if key not in counted:
-                counted.add(key)
-                ledger.count(key, bucket or BUCKETS[side], stage.tokens_of[key])
+        side = recipe.side(example.task_id)
+        bucket = _left_out(stage, example, side)
+        keys = [key for key in example.keys if key not in counted] if counted else example.keys
+        counted.update(keys)
+        stage.ledger.count_rows(keys, bucket or BUCKETS[side], sum([stage.tokens_of[key] for key in keys]))
         if bucket is not None:
             continue
         times = copies[example.task_id] if copies is not None and side == "train" else 1
         kept[side].extend([example.row] * times)
         record = example.record
         lines[side][1].append(_lines([record], is_odd) * times)
-        piece.truth_nowhere += isinstance(record, TaskRecord) and record.truth == "nowhere"
         written: Written = getattr(piece, side)
         written.num_rows += times
         written.prompts.append(int(stage.prompt_of[example.keys[0]][:16], 16))
@@ -368,8 +384,20 @@ def _write(
             tasks.add(example.task_id)
             written.num_tasks += 1
             _keep_nearest(piece, side, example.task_id, recipe)
+        if isinstance(record, TaskRecord) and record.truth == "nowhere":
+            piece.truth_nowhere += 1
     for side, rows in kept.items():
-        lines[side][0].append(_lines(rows, is_odd))
+        if rows:
+            lines[side][0].append(_lines(rows, is_odd))
+
+
+def _left_out(stage: Stage, example: Example, side: str) -> str | None:
+    """Why an example is not written although selection took it."""
+    if example.other_task_id is not None and stage.recipe.side(example.other_task_id) != side:
+        stage.ledger.use("pairs_on_both_sides_dropped")
+        return "no_partner"
+    copies = stage.work.copies
+    return "left_out_of_mix" if copies is not None and not copies[example.task_id] else None
 
 
 def _lines(rows: Sequence[object], are_odd: bool) -> bytes:

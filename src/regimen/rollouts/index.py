@@ -10,6 +10,7 @@ digits may be found only when the row is read whole: `RowReader.rollout` then ra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from bisect import bisect_left
@@ -24,11 +25,13 @@ import msgspec
 import numpy as np
 
 from regimen.errors import UsageError
+from regimen.rollouts.fields import HAS_ROLLOUT_INDEX, HAS_TASK_INDEX, SELECTED, RecordTuple
 from regimen.rollouts.indexed import IndexedFile, IndexedRow, RowReader
 from regimen.rollouts.lines import decode_row
-from regimen.rollouts.order import DTYPE, HAS_TASK_INDEX, Records, RecordTuple, TaskOrder, read_records, tuples_of
-from regimen.rollouts.partial import HAS_ROLLOUT_INDEX, OUTCOMES, SELECTED, SIGN, Where
+from regimen.rollouts.order import DTYPE, Records, TaskOrder, read_records, tuples_of
+from regimen.rollouts.partial import OUTCOMES, SIGN, Where
 from regimen.rollouts.parts import Part, Stretch, plan, read_stretches
+from regimen.rollouts.processes import Processes
 from regimen.rollouts.reader import failure_class, read_failures, task_places
 from regimen.rollouts.report import Account, BadRow, ReadReport, count
 from regimen.rollouts.siblings import TaskPlaces, failures_beside, tasks_beside
@@ -70,8 +73,10 @@ class RolloutIndex:
         tasks: Path | str | None = None,
         max_bad: float = 0.01,
         num_processes: int = 1,
+        processes: Processes | None = None,
         fields: Sequence[str] = (),
         where: Where | None = None,
+        alike: Sequence[str] = (),
         folder: Path | str | None = None,
         overwrite: bool = False,
         on_part: Callable[[int, int], None] | None = None,
@@ -80,10 +85,13 @@ class RolloutIndex:
 
         `where` is asked about every row, with the part of it that `fields` names: a dotted name such as
         `reward_components.format` brings its whole object. With several processes it must be a function at the top
-        level of a module. `on_part` hears how many of how many parts were read. The index lives in a new folder inside
+        level of a module; where that is the script itself, its work must start under `if __name__ == "__main__":`.
+        `processes` are the caller's own, in place of new ones. `alike` names fields by whose hash repeats can be told
+        to have them alike. `on_part` hears how many of how many parts were read. The index lives in a new folder inside
         `folder`, or where temporary files go.
         """
         _check_processes(num_processes, where)
+        in_script = getattr(where, "__module__", None) == "__main__"
         found = checked_paths(paths)
         given = checked_paths(tasks)[0] if tasks is not None else None
         account = Account(found, quarantine, max_bad, overwrite)
@@ -93,7 +101,12 @@ class RolloutIndex:
         index = cls(account, tempfile.TemporaryDirectory(prefix="regimen-index-", dir=folder))
         try:
             index._on_part = on_part
-            index._read(found, given, fields, where, num_processes)
+            with (
+                contextlib.nullcontext(processes)
+                if processes
+                else Processes(num_processes, run_script=in_script) as at_work
+            ):
+                index._read(found, given, fields, where, alike, at_work)
             account.judge()
         except BaseException:
             index.close()
@@ -129,6 +142,19 @@ class RolloutIndex:
         for _, records in groupby(self._order, self._order.group_key):
             yield list(map(self._row, records))
 
+    def can_be_named(self) -> bool:
+        """Whether the task index alone tells every scored task and its prompt from all others."""
+        ranks = np.asarray(self._ranks(), dtype=np.uint64)
+        found: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
+        for records in self._records():
+            scored = records[~np.isnan(records["reward"])]
+            if not (scored["flags"] & HAS_TASK_INDEX).all():
+                return False
+            asked = (ranks[scored["environment"]], scored["task"], scored["prompt"])
+            found.append(np.unique(np.stack(asked, axis=1), axis=0))
+        tasks = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 3), np.uint64)
+        return len(np.unique(tasks[:, 1])) == len(tasks)
+
     def find(self, file: int, line: int) -> IndexedRow | None:
         """The row at a line of a file; None where there is no good row."""
         for part in self._parts:
@@ -157,17 +183,23 @@ class RolloutIndex:
         return RowReader(self._sources)
 
     def _read(
-        self, paths: list[Path], tasks: Path | None, fields: Sequence[str], where: Where | None, num_processes: int
+        self,
+        paths: list[Path],
+        tasks: Path | None,
+        fields: Sequence[str],
+        where: Where | None,
+        alike: Sequence[str],
+        processes: Processes,
     ) -> None:
         folder = Path(self._folder.name)
         places = self._index_tasks(paths, tasks, folder)
         failures = [beside for path in paths if (beside := failures_beside(path)) is not None]
         files = [(path, False, places.get(path)) for path in paths] + [(path, True, None) for path in failures]
-        stretches = list(plan(files, folder, num_processes))
+        stretches = list(plan(files, folder, processes.number))
         self._sources = [_indexed_file(stretch) for stretch in stretches if not stretch.start]
         self.files = [source.name for source in self._sources]
         try:
-            self._join(paths, stretches, read_stretches(stretches, fields, where, num_processes))
+            self._join(paths, stretches, read_stretches(stretches, fields, where, alike, processes))
         finally:
             self._account.close()
 
@@ -246,7 +278,9 @@ class RolloutIndex:
                 yield _numbered(records, part)
 
     def _row(self, record: RecordTuple) -> IndexedRow:
-        number, file, line, offset, size, code, flags, outcome, task, rollout, reward, prompt, num_sampled = record
+        number, file, line, offset, size, code, flags, outcome, task, rollout, reward, prompt, num_sampled, alike = (
+            record
+        )
         environment = self._environments[code]
         if flags & HAS_TASK_INDEX:
             task_index = task - SIGN
@@ -268,6 +302,7 @@ class RolloutIndex:
             prompt,
             num_sampled,
             bool(flags & SELECTED),
+            alike,
         )
 
 

@@ -8,39 +8,21 @@ are written to disk and merged when they are read.
 from __future__ import annotations
 
 import heapq
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from regimen.rollouts.fields import FIELDS, HAS_TASK_INDEX, RECORD, RecordTuple
+
 RUN = 250_000
 RECORDS_AT_A_TIME = 4096
 RECORDS_OF_A_RUN = 256
 
-# (name, code of `struct`, code of numpy), in the order in which they stand in a record
-FIELDS = (
-    ("number", "Q", "<u8"),
-    ("file", "I", "<u4"),
-    ("line", "q", "<i8"),
-    ("offset", "Q", "<u8"),
-    ("size", "I", "<u4"),
-    ("environment", "i", "<i4"),
-    ("flags", "B", "u1"),
-    ("outcome", "B", "u1"),
-    ("task", "Q", "<u8"),
-    ("rollout", "q", "<i8"),
-    ("reward", "d", "<f8"),
-    ("prompt", "I", "<u4"),
-    ("num_sampled", "I", "<u4"),
-)
-RECORD = struct.Struct("<" + "".join(code for _, code, _ in FIELDS))
 DTYPE = np.dtype([(name, code) for name, _, code in FIELDS])
-HAS_TASK_INDEX = 1
 
 Records = np.ndarray[Any, np.dtype[np.void]]
-RecordTuple = tuple[int, int, int, int, int, int, int, int, int, int, float, int, int]
 
 
 def read_records(path: Path) -> Iterator[Records]:

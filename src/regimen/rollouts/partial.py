@@ -1,10 +1,11 @@
 """What selection needs of a row, without decoding the rest.
 
-In: a line of a rollouts file. Out: an `Entry`: its task, outcome and reward, a hash of its prompt, and
-the number of sampled tokens.
-A row of the usual shape is decoded in part, and judged by the same functions as a whole one; any other row is read
-whole. So every row gets what the reader would give it, except that the token fields beyond the sampled ids, nesting
-near the parser's limit and numbers of thousands of digits are looked at only when the row is read whole.
+In: a line of a rollouts file. Out: an `Entry`: its task, outcome and reward, a hash of its prompt, the number of
+sampled tokens, and a hash of fields that the caller names.
+A finished row of the usual shape is decoded into a typed record that leaves nothing to judge; another one is decoded
+in part and judged by the same functions as a whole one; any other row is read whole. So every row gets what the reader
+would give it, except that the token fields beyond the sampled ids, nesting near the parser's limit and numbers of
+thousands of digits are looked at only when the row is read whole.
 Refuses, with `RolloutError`, what the reader refuses.
 """
 
@@ -14,17 +15,18 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from json import decoder, scanner
-from typing import Any, TypedDict, cast
-from zlib import crc32
+from typing import Any, Literal, TypedDict, cast
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from regimen.errors import RolloutError
+from regimen.rollouts.fields import HAS_ROLLOUT_INDEX, HAS_TASK_INDEX, SELECTED
 from regimen.rollouts.lines import BYTE_ORDER_MARK, LongLine, decode_row, is_blank
-from regimen.rollouts.order import HAS_TASK_INDEX
 from regimen.rollouts.outcomes import Outcome
 from regimen.rollouts.reader import failed_rollout, failure_class
 from regimen.rollouts.records import (
+    LARGEST_REWARD,
     Rollout,
     Source,
     canonical_bytes,
@@ -43,7 +45,7 @@ Where = Callable[[Mapping[str, object]], bool]
 OUTCOMES = tuple(Outcome)
 CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 SCORED = frozenset(outcome for outcome in OUTCOMES if outcome.is_scored)
-HAS_ROLLOUT_INDEX, SELECTED = 2, 4
+USUAL_FLAGS, OK = HAS_TASK_INDEX | HAS_ROLLOUT_INDEX | SELECTED, CODES[Outcome.OK]
 SIGN = 2**63  # moves signed numbers so that they sort as unsigned ones
 NO_REWARD = float("nan")
 NOTHING = msgspec.Raw(b"")
@@ -59,8 +61,9 @@ WHOLE_FIELDS = (
 
 
 # One row in numbers: environment, flags, outcome, task (its index plus 2**63, or the hash that is its identity without
-# one), rollout index, reward, prompt, number of sampled tokens. A plain tuple, as it is made for every row.
-Entry = tuple[int, int, int, int, int, float, int, int]
+# one), rollout index, reward, prompt, number of sampled tokens, hash of the named fields (0: not taken). A plain tuple,
+# as it is made for every row.
+Entry = tuple[int, int, int, int, int, float, int, int, int]
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -82,10 +85,40 @@ class _Response(TypedDict, total=False):
     status: Any
 
 
+class _Finished(msgspec.Struct, gc=False):
+    output: list[_Item]
+    status: Literal["completed"] | None = None
+
+
+class _Agent(msgspec.Struct, gc=False):
+    name: str
+
+
+class _Stamp(msgspec.Struct, gc=False):
+    outcome: Literal["ok"] = "ok"
+
+
+class _Usual(msgspec.Struct, gc=False):
+    """A finished row: what `outcome_of` would call OK. The marks of a failure must be missing or null."""
+
+    responses_create_params: _Params
+    response: _Finished
+    reward: float
+    agent_ref: _Agent
+    task_index: int = msgspec.field(name="_ng_task_index")
+    rollout_index: int = msgspec.field(name="_ng_rollout_index")
+    mask_sample: bool | None = None
+    failure_kind: None = None
+    failure_class: None = msgspec.field(name="_ng_failure_class", default=None)
+    regimen: _Stamp | None = None
+
+
 class RowScanner:
     """Makes entries of lines and counts what it sees; one for each stretch of a file."""
 
-    def __init__(self, tasks: TaskIndex | None, fields: Sequence[str], where: Where | None) -> None:
+    def __init__(
+        self, tasks: TaskIndex | None, fields: Sequence[str], where: Where | None, alike: Sequence[str] = ()
+    ) -> None:
         self.environments: dict[str | None, int] = {None: 0}
         self.outcomes: dict[str, int] = {}
         self.failures: dict[str, int] = {}
@@ -98,11 +131,15 @@ class RowScanner:
         self._decode = _decoder({**whole, **partial})
         self._decode_params = _decoder({"responses_create_params": dict[str, Any]})
         self._is_partial = where is None or not self._fields & PARTIAL_FIELDS
+        self._decode_usual, self._places = _usual_decoder(alike) if where is None and tasks is None else (None, [])
 
     def entry(self, line: bytes) -> Entry:
         """The entry of a line that is not blank; raises `RolloutError` where the row is bad."""
-        found = self._partial_entry(line) if self._is_partial else None
-        return found if found is not None else self._whole_entry(line)
+        if type(line) is not LongLine and (line.isascii() or _is_text(line)):
+            found = self._usual_entry(line) or (self._partial_entry(line) if self._is_partial else None)
+            if found is not None:
+                return found
+        return self._whole_entry(line)
 
     def failed_entry(self, line: bytes) -> Entry:
         """The entry of a line of a failures file; only a blank line is refused."""
@@ -112,11 +149,34 @@ class RowScanner:
         count(self.failures, failure_class(rollout))
         return self._entry_of(rollout, _prompt_of_line(line, rollout))
 
+    def _usual_entry(self, line: bytes) -> Entry | None:
+        """The entry of a finished row of the usual shape with its stamps; None for any other row."""
+        if self._decode_usual is None:
+            return None
+        try:
+            row = self._decode_usual(line)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        task, rollout, params, name = row.task_index, row.rollout_index, row.responses_create_params, row.agent_ref.name
+        is_marked = row.mask_sample or not name or abs(row.reward) > LARGEST_REWARD
+        asked = bytes(params.input)
+        if is_marked or not (-SIGN <= task < SIGN and -SIGN <= rollout < SIGN) or asked[0] not in b'"[':
+            return None
+        environment = self.environments.get(name)
+        if environment is None:
+            environment = self.environments[name] = len(self.environments)
+        self.outcomes[Outcome.OK] = self.outcomes.get(Outcome.OK, 0) + 1
+        num_sampled = 0
+        for item in row.response.output:
+            if item.generation_token_ids:
+                num_sampled += len(item.generation_token_ids)
+        prompt = xxh3_64_intdigest(b"\n".join((asked, params.instructions, params.tools)))
+        alike = xxh3_64_intdigest(b"\n".join([getattr(row, place) for place in self._places])) if self._places else 0
+        return environment, USUAL_FLAGS, OK, task + SIGN, rollout, row.reward, prompt, num_sampled, alike
+
     def _partial_entry(self, line: bytes) -> Entry | None:
         """The entry of a row of the usual shape; None where the row must be read whole to be judged."""
         try:
-            if type(line) is LongLine or not (line.isascii() or line.decode()):
-                return None
             row = self._decode(line)
             outcome, _ = outcome_of(row)
             reward = reward_of(row) if outcome in SCORED else NO_REWARD
@@ -182,7 +242,22 @@ class RowScanner:
         if known is None:
             known = names[environment] = len(names)
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-        return known, flags, CODES[outcome], task, rollout_index or 0, reward, prompt, num_sampled
+        return known, flags, CODES[outcome], task, rollout_index or 0, reward, prompt, num_sampled, 0
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return bool(line.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _usual_decoder(alike: Sequence[str]) -> tuple[Callable[[bytes], _Usual], list[str]]:
+    """Decodes usual rows with the named fields as they stand in the line, and the attributes that hold these."""
+    names = {f"alike_{number}": name for number, name in enumerate(alike)}
+    fields = [(place, msgspec.Raw, msgspec.field(name=name, default=NOTHING)) for place, name in names.items()]
+    row = cast("type[_Usual]", msgspec.defstruct("Usual", fields, bases=(_Usual,), gc=False))
+    return msgspec.json.Decoder(row).decode, list(names)
 
 
 def _decoder(fields: dict[str, Any]) -> Callable[[bytes], dict[str, Any]]:
@@ -192,7 +267,7 @@ def _decoder(fields: dict[str, Any]) -> Callable[[bytes], dict[str, Any]]:
 
 
 def _prompt(asked: bytes, instructions: Any, tools: Any) -> int:
-    return crc32(tools, crc32(b"\n", crc32(instructions, crc32(b"\n", crc32(asked)))))
+    return xxh3_64_intdigest(b"\n".join((asked, instructions, tools)))
 
 
 def _prompt_of_line(line: bytes, rollout: Rollout) -> int:

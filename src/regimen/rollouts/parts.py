@@ -4,25 +4,24 @@ In: `Stretch`es of files, made by `plan`: whole files, or byte ranges of plain o
 Out: for each a `Part`: a file of fixed-width records, one per good row; the bad rows; and the counts. Rows and lines
 are numbered within the part, so that stretches can be read at the same time; whoever joins the parts adds what stands
 before them.
-Refuses what the reader refuses; a stretch whose process fails or dies is a `RolloutError`.
+Refuses what the reader refuses.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
 from regimen.errors import RegimenError, RolloutError
+from regimen.rollouts.fields import RECORD
 from regimen.rollouts.lines import LongLine, check_first_line, is_blank, line_size, lines_of
-from regimen.rollouts.order import RECORD
 from regimen.rollouts.partial import RowScanner, Where
+from regimen.rollouts.processes import Processes
 from regimen.rollouts.records import Source
 from regimen.rollouts.report import bad_row
 from regimen.rollouts.siblings import TaskIndex, TaskPlaces
@@ -97,40 +96,23 @@ def _cuts(path: Path, most: int) -> list[int]:
 
 
 def read_stretches(
-    stretches: Sequence[Stretch], fields: Sequence[str], where: Where | None, num_processes: int
+    stretches: Sequence[Stretch], fields: Sequence[str], where: Where | None, alike: Sequence[str], processes: Processes
 ) -> Iterator[Part]:
-    """Read stretches, in several processes when asked, and give their parts in order."""
-    if num_processes == 1:
-        for stretch in stretches:
-            yield read_stretch(stretch, fields, where)
-        return
-    pool = ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"))
-    try:
-        # A pipe belongs to this process.
-        futures = [
-            pool.submit(read_stretch, stretch, fields, where) if stretch.kind is not Kind.PIPE else None
-            for stretch in stretches
-        ]
-        for stretch, future in zip(stretches, futures, strict=True):
-            yield read_stretch(stretch, fields, where) if future is None else future.result()
-    except BrokenProcessPool:
-        raise RolloutError(
-            "a process that read the rollouts died",
-            expected="enough memory, and a script that starts its work under `if __name__ == '__main__':`",
-            fix="ask for one process",
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Read stretches, in several processes when there are some, and give their parts in order."""
+    read = partial(read_stretch, fields=fields, where=where, alike=alike)
+    parts = processes.map(read, [stretch for stretch in stretches if stretch.kind is not Kind.PIPE])
+    for stretch in stretches:  # a pipe belongs to this process
+        yield read(stretch) if stretch.kind is Kind.PIPE else next(parts)
 
 
-def read_stretch(stretch: Stretch, fields: Sequence[str], where: Where | None) -> Part:
+def read_stretch(stretch: Stretch, fields: Sequence[str], where: Where | None, alike: Sequence[str]) -> Part:
     """Read one stretch into its part."""
     folder = Path(stretch.folder)
     part = Part(stretch.file, str(folder / f"{stretch.number}.records"), str(folder / f"{stretch.number}.bad"))
     try:
         with contextlib.ExitStack() as stack:
             tasks = stack.enter_context(contextlib.closing(TaskIndex(stretch.tasks))) if stretch.tasks else None
-            scanner = RowScanner(tasks, fields, where)
+            scanner = RowScanner(tasks, fields, where, alike)
             lines = stack.enter_context(_stretch_lines(stretch))
             _scan(stretch, lines, scanner, part)
     except RegimenError:
@@ -151,7 +133,8 @@ def _stretch_lines(stretch: Stretch) -> Generator[Iterator[bytes]]:
         return
     with open_file(path) as file:
         file.seek(stretch.start)
-        yield _until(lines_of(file), stretch.start, stretch.end)
+        lines = lines_of(file)
+        yield lines if stretch.end is None else _until(lines, stretch.start, stretch.end)
 
 
 def _spooled(lines: Iterator[bytes], spool: BinaryIO) -> Iterator[bytes]:
@@ -161,9 +144,9 @@ def _spooled(lines: Iterator[bytes], spool: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _until(lines: Iterator[bytes], start: int, end: int | None) -> Iterator[bytes]:
+def _until(lines: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
     place = start
-    while (end is None or place < end) and (line := next(lines, None)) is not None:
+    while place < end and (line := next(lines, None)) is not None:
         place += line_size(line)
         yield line
 

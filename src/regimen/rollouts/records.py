@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -112,7 +113,7 @@ def rollout_from_row(row: Any, source: Source, task: dict[str, Any] | None = Non
         rollout_index=index_of(row, "_ng_rollout_index"),
         task_id=task_id_of(environment, task_index, params),
         environment=environment,
-        metrics=_metrics(row),
+        metrics=metrics_of(row),
         components=_components(row),
         task=task,
     )
@@ -267,7 +268,8 @@ def _tokens_are_sound(item: dict[str, Any]) -> bool:
     return len(sampled) == len(logprobs) and all(map(math.isfinite, logprobs))
 
 
-def _metrics(row: dict[str, Any]) -> dict[str, float]:
+def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row that are neither its reward nor stamps nor answers; true and false as 1 and 0."""
     return {
         key: number
         for key, value in row.items()

@@ -26,14 +26,14 @@ class _Item(msgspec.Struct, gc=False):
     """An item of the output. What would make it unusual must be missing or null."""
 
     type: Literal["reasoning", "message", "function_call", "function_call_output"]
-    role: Literal["assistant"] | None = None
-    content: str | list[_Part] | None = None
-    summary: str | list[_Part] | None = None
-    name: str | None = None
-    call_id: str | None = None
     id: str | None = None
+    call_id: str | None = None
+    role: Literal["assistant"] | None = None
+    name: str | None = None
     arguments: str | None = None
     output: str | None = None
+    summary: str | list[_Part] | None = None
+    content: str | list[_Part] | None = None
     encrypted_content: None = None
     refusal: None = None
     reasoning_content: None = None

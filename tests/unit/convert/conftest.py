@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from regimen.convert.episodes import Episode, digest
-from regimen.convert.grpo import TaskRollout
+from regimen.convert.grpo import TaskRollout, candidates_of
 from regimen.rollouts.records import Source
 from regimen.rollouts.turns import TokenSequence
 
@@ -73,12 +73,12 @@ def make_task_rollout() -> Callable[..., TaskRollout]:
             "params": {"input": f"question of {name}"},
             "task": None,
             "fields": {"expected_answer": "42"},
-            "measured": frozenset[str](),
             "prompt_key": name,
             "num_sampled": 0,
             "tokenizer": None,
             "template": None,
         }
-        return TaskRollout(**(fields | changes))
+        fields |= changes
+        return TaskRollout(candidates=candidates_of(fields["fields"]), **fields)
 
     return make

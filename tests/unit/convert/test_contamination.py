@@ -3,14 +3,8 @@ import random
 
 import pytest
 
-from regimen.convert.contamination import (
-    Evaluation,
-    contaminated,
-    prompt_of_row,
-    read_evaluation,
-    signature,
-    words_of,
-)
+from regimen.convert.contamination import contaminated, prompt_of_row
+from regimen.convert.near import Evaluation, read_evaluation, signature, words_of
 from regimen.errors import ConvertError, UsageError
 
 SYSTEM, ANSWER = {"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}

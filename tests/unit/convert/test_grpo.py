@@ -1,12 +1,17 @@
 import pytest
 
-from regimen.convert.grpo import build_grpo, nothing_to_play, task_fields, tasks_of
+from regimen.convert.grpo import nothing_to_play, task_example, task_fields, tasks_of
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 
 
 def _options(**changes):
     return ConvertOptions(**({"format": "gym", "reward_threshold": 1.0} | changes))
+
+
+def build_grpo(rollouts, options, ledger, is_named=False):
+    made = [task_example(group, options, ledger, is_named=is_named) for group in tasks_of(rollouts)]
+    return [example for example in made if example is not None]
 
 
 def _task(**fields):
@@ -44,11 +49,9 @@ def test_the_task_row_is_believed_first_and_comes_out_as_it_was(make_task_rollou
 
 def test_fields_of_rollout_rows_that_are_measured_or_vary_are_no_ground_truth(make_task_rollout):
     common = {"expected_answer": 12, "topic": "sums", "accuracy": True, "extracted_answer": "12", "_ng_rollout_id": "r"}
-    rollouts = [
-        make_task_rollout(fields=common | {"note": note, "overlap": 0.5}, measured=frozenset({"overlap"}))
-        for note in ("one", "two")
-    ]
-    assert task_fields(rollouts) == ({"expected_answer": 12, "topic": "sums"}, "rollout_row")
+    rollouts = [make_task_rollout(fields=common | {"note": note, "overlap": 0.5}) for note in ("one", "two")]
+    (repeats,) = tasks_of(rollouts)
+    assert task_fields(repeats) == ({"expected_answer": 12, "topic": "sums"}, "rollout_row")
 
 
 def test_sampling_settings_and_nulls_of_a_rollout_row_stay_behind(make_task_rollout):
@@ -127,11 +130,12 @@ def test_a_task_name_alone_is_no_ground_truth(make_task_rollout):
     assert len(tasks_of([make_task_rollout("a"), make_task_rollout("b"), make_task_rollout("a")])) == 2
 
 
-def test_task_indices_are_kept_where_they_are_unique(make_task_rollout):
+def test_named_gym_rows_carry_the_task_index(make_task_rollout):
     rollouts = [make_task_rollout("x/0", task_index=0), make_task_rollout("x/1", task_index=1)]
-    assert [e.row["_ng_task_index"] for e in build_grpo(rollouts, _options(), Ledger())] == [0, 1]
-    clash = [*rollouts, make_task_rollout("y/1", task_index=1)]
-    assert all("_ng_task_index" not in example.row for example in build_grpo(clash, _options(), Ledger()))
+    assert [e.row["_ng_task_index"] for e in build_grpo(rollouts, _options(), Ledger(), is_named=True)] == [0, 1]
+    assert all("_ng_task_index" not in example.row for example in build_grpo(rollouts, _options(), Ledger()))
+    strings = build_grpo(rollouts, _options(format="response"), Ledger(), is_named=True)
+    assert all("_ng_task_index" not in example.row for example in strings)
 
 
 def test_nothing_left_says_what_the_pass_rates_were(make_task_rollout):

@@ -1,16 +1,17 @@
-import hashlib
-
 import numpy as np
 import pytest
+import xxhash
 
-from regimen.convert.manifest import read_manifest, rewards_of, sha256_of
+from regimen.convert.manifest import read_manifest, rewards_of, xxh128_of
 from regimen.errors import ConvertError
 
 
 def test_the_hash_is_of_the_bytes(tmp_path):
     path = tmp_path / "f"
-    path.write_bytes(b"abc" * 500_000)
-    assert sha256_of(path) == hashlib.sha256(b"abc" * 500_000).hexdigest()
+    path.write_bytes(b"abc" * 500_000)  # more than one block
+    assert xxh128_of(path) == xxhash.xxh3_128_hexdigest(b"abc" * 500_000)
+    path.write_bytes(b"")
+    assert xxh128_of(path) == "99aa06d3014798d86001c324468d497f"  # the published value for no bytes
 
 
 def test_rewards_are_summarised():

@@ -1,6 +1,6 @@
 import pytest
 
-from regimen.convert.contamination import Evaluation
+from regimen.convert.near import Evaluation
 from regimen.convert.options import ConvertOptions
 from regimen.convert.screen import EXAMPLES_KEPT, Screen
 from regimen.errors import ConvertError

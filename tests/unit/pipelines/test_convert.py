@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from regimen.convert.manifest import read_manifest, sha256_of
+from regimen.convert.manifest import read_manifest, xxh128_of
 from regimen.convert.options import ConvertOptions
 from regimen.convert.sidecar import EpisodeRecord, PairRecord, TaskRecord, read_sidecar
 from regimen.errors import ConvertError, RolloutError, UsageError
@@ -86,10 +86,10 @@ def test_the_folder_can_be_traced_back(tmp_path):
         ("calculator_materialized_inputs.jsonl", "tasks"),
         ("calculator_failures.jsonl", "failures"),
     ]
-    assert all(sha256_of(Path(file.path)) == file.sha256 for file in manifest.inputs)
+    assert all(xxh128_of(Path(file.path)) == file.xxh128 for file in manifest.inputs)
     assert {file.name for file in manifest.outputs} == {path.name for path in out.iterdir()} - {"manifest.json"}
     for file in manifest.outputs:
-        assert (sha256_of(out / file.name), (out / file.name).stat().st_size) == (file.sha256, file.size)
+        assert (xxh128_of(out / file.name), (out / file.name).stat().st_size) == (file.xxh128, file.size)
         assert len(_rows(out / file.name)) == file.rows
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from regimen.errors import UsageError
 from regimen.pipelines import convert as passes
 from regimen.pipelines.convert import convert, processes_for
 from regimen.pipelines.engine import map_ordered
+from regimen.rollouts.indexed import RowReader
+from regimen.rollouts.processes import Processes
 
 NUM_TASKS, NUM_REPEATS = 40, 3
 CALL = {"type": "function_call", "call_id": "c", "name": "look", "arguments": '{"at": "it"}'}
@@ -109,7 +112,7 @@ def test_a_ray_cluster_writes_the_same_bytes(rollouts, tmp_path, monkeypatch):
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"ray is not installed.*regimen-rl\[ray\]"):
-        list(map_ordered(str, [1], num_processes=1, engine="ray"))
+        list(map_ordered(str, [1], processes=Processes(1), engine="ray"))
 
 
 def test_gzip_and_standard_input_give_the_rows_of_the_plain_file(rollouts, tmp_path, monkeypatch):
@@ -189,3 +192,32 @@ def test_the_index_is_gone_afterwards(rollouts, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
     assert not [path for path in (tmp_path / "set").iterdir() if path.is_dir()]
     assert Path(rollouts).exists()
+
+
+def test_a_script_needs_no_guard_to_ask_for_processes(rollouts, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom regimen.pipelines.convert import convert\n"
+        "print('begun')\nconvert(sys.argv[1], 'sft', sys.argv[2], num_processes=2)\n"
+    )
+    command = [sys.executable, str(script), str(rollouts), str(tmp_path / "set")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["begun"]
+    assert (tmp_path / "set" / "train.jsonl").exists()
+
+
+def test_grpo_reads_a_task_once_where_its_repeats_have_the_truth_alike(tmp_path, monkeypatch):
+    rows = [_row(task, repeat) | {"topic": "sums"} for task in range(4) for repeat in range(3)]
+    for repeat, row in enumerate(rows[:3]):
+        row["topic"] = f"topic {repeat}"  # of task 0: what differs between repeats is no ground truth
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = []
+    line = RowReader.line
+    monkeypatch.setattr(RowReader, "line", lambda self, row: read.append(row.task_id) or line(self, row))
+    convert(path, "grpo", tmp_path / "set", ConvertOptions(validation_fraction=0))
+    assert Counter(read) == {"looker/0": 3, "looker/1": 1, "looker/2": 1, "looker/3": 1}
+    written = [json.loads(text) for text in (tmp_path / "set" / "train.jsonl").read_text().splitlines()]
+    assert [(row["expected_answer"], row.get("topic")) for row in written] == [
+        ("0", None), ("1", "sums"), ("2", "sums"), ("3", "sums")
+    ]  # fmt: skip

@@ -158,7 +158,7 @@ def test_processes_that_cannot_work(tmp_path):
     path = write(tmp_path / "r", row(1))
     with pytest.raises(UsageError, match="where: cannot be given to other processes"):
         RolloutIndex.build(path, num_processes=2, where=lambda fields: True)
-    with pytest.raises(RolloutError, match="a process that read the rollouts died"):
+    with pytest.raises(RolloutError, match="a process died while it worked"):
         RolloutIndex.build(path, num_processes=2, where=dies)
     with pytest.raises(RolloutError, match=r"2 of 2 rows are bad: not JSON.*first at line 1"):
         RolloutIndex.build(write(tmp_path / "s", "no", "no"), num_processes=2)
@@ -335,3 +335,31 @@ def test_every_order_of_files_is_kept(tmp_path):
         with RolloutIndex.build(list(chosen)) as index:
             assert index.files == list(map(str, chosen))
             assert [r.task_index for r in index.rows()] == [paths.index(path) for path in chosen]
+
+
+def test_fields_that_are_written_alike(tmp_path):
+    rows = [row(0, 0, "e", answer="a"), row(0, 1, "e", answer="b"), row(0, 2, "e", answer="a"), row(0, 3, "e")]
+    odd = row(0, 4, "e", answer="a", mask_sample="no")  # judged with more care, which takes no hashes
+    with RolloutIndex.build(write(tmp_path / "r", *rows, odd), alike=["answer"]) as index:
+        first, other, same, missing, last = [found.alike for found in index.rows()]
+    assert first == same
+    assert len({first, other, missing}) == 3
+    assert (last, 0 in (first, other, missing)) == (0, False)
+    with RolloutIndex.build(write(tmp_path / "r", *rows)) as index:
+        assert [found.alike for found in index.rows()] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([row(0, 0, "a"), row(0, 1, "a"), row(1, 0, "a")], True),
+        ([row(0, 0, "a"), row(0, 0, "b")], False),  # two environments number their tasks alike
+        ([row(0, 0, "a"), row(None, 0, "a")], False),
+        ([row(0, 0, "a"), row(0, 1, "a", responses_create_params={"input": "other"})], False),
+        ([row(0, 0, "a"), row(None, 0, "b", reward=None, failure_kind="timeout")], True),  # failures name nothing
+        ([row(0, 0), row(1, 0, "task")], True),  # rows without an environment are "task"
+    ],
+)
+def test_tasks_that_their_index_names(tmp_path, rows, expected):
+    with RolloutIndex.build(write(tmp_path / "r", *rows)) as index:
+        assert index.can_be_named() is expected

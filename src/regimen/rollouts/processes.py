@@ -1,0 +1,90 @@
+"""Processes of this machine that work for this one.
+
+In: a function at the top level of a module, and jobs one by one. Out: results, in the order of the jobs.
+A process is a fresh interpreter: a forked one would share locks with threads of this one. It doesn't run the script
+that started it again unless it is told to, so that a script needs no `if __name__ == "__main__":`.
+Refuses: a process that dies is a `RolloutError`; errors of a job are raised in its place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from types import TracebackType
+from typing import Any, TypeVar
+
+from regimen.errors import RolloutError
+
+AHEAD = 2  # jobs given out for each process: one at work, one waiting
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Processes:
+    """Some processes, started when they are first needed; `with` ends them. One process is this one itself."""
+
+    def __init__(self, number: int, *, run_script: bool = False) -> None:
+        self.number = number
+        self._context: BaseContext = SpawnContext() if run_script else _Context()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """`function` of each job; only a few jobs for each process are taken ahead of their results."""
+        if self.number == 1:
+            yield from map(function, jobs)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._started().submit(function, job))
+                if len(waiting) >= AHEAD * self.number:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise RolloutError(
+                "a process died while it worked", fix="look for an out-of-memory kill, or use fewer processes"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.number, mp_context=self._context)
+        return self._pool
+
+
+class _Process(SpawnProcess):
+    """A fresh interpreter that imports what it is asked to call, and not the script that started it."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        script = sys.modules["__main__"].__dict__
+        hidden = {name: script[name] for name in ("__spec__", "__file__") if name in script}
+        script.update(dict.fromkeys(hidden))
+        try:
+            return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        finally:
+            script.update(hidden)
+
+
+class _Context(SpawnContext):
+    """Starts such processes."""
+
+    Process = _Process  # type: ignore[assignment]
