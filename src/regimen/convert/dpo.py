@@ -26,9 +26,7 @@ from regimen.convert.pairs import (
     Pair,
     Paired,
     conversation,
-    leftover_of,
     num_shared,
-    pair_across_tasks,
     pair_group,
 )
 from regimen.convert.sidecar import Example, PairRecord, record_of
@@ -39,13 +37,6 @@ from regimen.errors import ConvertError
 def is_said_in_strings(episode: Episode) -> bool:
     """Whether one string holds all that the model answered."""
     return without_trailing_observations(episode).is_single_message and not episode.has_reasoning
-
-
-def build_dpo(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
-    """The rows of the chosen pairs; `options` are resolved (no auto)."""
-    paired = pair_tasks(episodes, options, ledger)
-    pairs = [*paired.pairs, *join_across(paired.left, options, ledger)]
-    return dpo_examples(pairs, options, ledger)
 
 
 def pair_tasks(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> Paired:
@@ -74,19 +65,6 @@ def _refused_by(episode: Episode, options: ConvertOptions) -> str | None:
     if options.format == "binary" and not episode.is_single_message:
         return "not_simple"
     return None
-
-
-def join_across(left: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Pair]:
-    """The pairs across tasks of the rows left, and those that stay alone counted."""
-    by_key = {episode.key: episode for episode in left}
-    keys = pair_across_tasks(map(leftover_of, left), options)
-    pairs = [Pair(by_key[one], by_key[other], by_key[one].reward - by_key[other].reward) for one, other in keys]
-    paired = {key for pair in pairs for key in pair.keys}
-    for episode in left:
-        if episode.key not in paired:
-            ledger.count(episode.key, "no_partner", episode.num_sampled)
-    ledger.use("pairs_across_tasks", len(pairs))
-    return pairs
 
 
 def dpo_examples(pairs: Sequence[Pair], options: ConvertOptions, ledger: Ledger) -> list[Example]:

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from regimen.convert.balance import TaskRows, balanced_rows
 from regimen.convert.episodes import (
     Episode,
     best_first,
@@ -50,21 +49,6 @@ def reward_threshold(rewards: Iterable[Numbers], asked: float | None) -> float:
 def are_binary(rewards: Iterable[Numbers]) -> bool:
     """Whether all rewards are 0 or 1."""
     return all(bool(((some == 0) | (some == 1)).all()) for some in rewards)
-
-
-def build_sft(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
-    """The rows of the episodes that pass every filter; `options` are resolved (no auto, no None threshold)."""
-    candidates = sft_candidates(episodes, options, ledger)
-    if options.balance is not None:
-        groups = by_task(candidates)
-        light = [TaskRows(group[0].environment, task_id, len(group)) for task_id, group in groups.items()]
-        limits = balanced_rows(light, options.balance, options.seed)
-        candidates = [
-            episode
-            for task_id, group in groups.items()
-            for episode in keep_best(group, limits[task_id], "balanced", ledger)
-        ]
-    return sft_examples(candidates, options, ledger)
 
 
 def sft_candidates(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Episode]:

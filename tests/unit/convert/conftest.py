@@ -1,14 +1,20 @@
 """Factories for the tests of `regimen.convert`: episodes and task rollouts with little to say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from regimen.convert.episodes import Episode, digest
+from regimen.convert import dpo, sft
+from regimen.convert.balance import TaskRows, balanced_rows
+from regimen.convert.episodes import Episode, by_task, digest
 from regimen.convert.grpo import TaskRollout, candidates_of
+from regimen.convert.ledger import Ledger
+from regimen.convert.options import ConvertOptions
+from regimen.convert.pairs import Pair, leftover_of, pair_across_tasks
+from regimen.convert.sidecar import Example
 from regimen.rollouts.records import Source
 from regimen.rollouts.turns import TokenSequence
 
@@ -82,3 +88,37 @@ def make_task_rollout() -> Callable[..., TaskRollout]:
         return TaskRollout(candidates=candidates_of(fields["fields"]), **fields)
 
     return make
+
+
+def _build_sft(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
+    """All rows of episodes in memory, as the passes make them task by task."""
+    candidates = sft.sft_candidates(episodes, options, ledger)
+    if options.balance is not None:
+        groups = by_task(candidates)
+        light = [TaskRows(group[0].environment, task_id, len(group)) for task_id, group in groups.items()]
+        limits = balanced_rows(light, options.balance, options.seed)
+        kept = [sft.keep_best(group, limits[task_id], "balanced", ledger) for task_id, group in groups.items()]
+        candidates = [episode for group in kept for episode in group]
+    return sft.sft_examples(candidates, options, ledger)
+
+
+def _build_dpo(episodes: Sequence[Episode], options: ConvertOptions, ledger: Ledger) -> list[Example]:
+    """All rows of episodes in memory, as the passes make them task by task."""
+    paired = dpo.pair_tasks(episodes, options, ledger)
+    by_key = {episode.key: episode for episode in paired.left}
+    keys = pair_across_tasks(map(leftover_of, paired.left), options)
+    across = [Pair(by_key[one], by_key[other], by_key[one].reward - by_key[other].reward) for one, other in keys]
+    for key in by_key.keys() - {key for pair in across for key in pair.keys}:
+        ledger.count(key, "no_partner", by_key[key].num_sampled)
+    ledger.use("pairs_across_tasks", len(across))
+    return dpo.dpo_examples([*paired.pairs, *across], options, ledger)
+
+
+@pytest.fixture(scope="session")
+def build_sft() -> Callable[..., list[Example]]:
+    return _build_sft
+
+
+@pytest.fixture(scope="session")
+def build_dpo() -> Callable[..., list[Example]]:
+    return _build_dpo

@@ -7,11 +7,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regimen.convert.dpo import build_dpo
 from regimen.convert.episodes import Episode
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import STRATEGIES, ConvertOptions
-from regimen.convert.sft import build_sft
 from regimen.rollouts.records import Source
 
 ROWS = st.lists(
@@ -55,7 +53,7 @@ def _close(build, rows, options):
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 3), st.sampled_from([0.3, 1.0]))
-def test_sft_balances(rows, cap, threshold):
+def test_sft_balances(build_sft, rows, cap, threshold):
     options = ConvertOptions(format="openai", reward_threshold=threshold, max_per_task=cap)
     done = _close(build_sft, rows, options)
     per_task = [example.task_id for example in done.examples]
@@ -65,7 +63,7 @@ def test_sft_balances(rows, cap, threshold):
 
 @settings(deadline=None)
 @given(ROWS, st.sampled_from(STRATEGIES), st.integers(1, 4), st.sampled_from([0.0, 0.2, 0.5]))
-def test_dpo_balances(rows, strategy, limit, gap):
+def test_dpo_balances(build_dpo, rows, strategy, limit, gap):
     options = ConvertOptions(format="preference", strategy=strategy, max_pairs_per_task=limit, min_gap=gap)
     done = _close(build_dpo, rows, options)
     for example in done.examples:

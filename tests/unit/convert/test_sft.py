@@ -3,7 +3,7 @@ import pytest
 
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
-from regimen.convert.sft import build_sft, nothing_to_train, reward_threshold
+from regimen.convert.sft import nothing_to_train, reward_threshold
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -23,7 +23,7 @@ def test_the_threshold_depends_on_the_rewards_unless_given():
     assert reward_threshold([np.array([0.0, 1.0])], 0.3) == 0.3
 
 
-def test_a_row_holds_prompt_completion_and_tools(make_episode):
+def test_a_row_holds_prompt_completion_and_tools(build_sft, make_episode):
     episode = make_episode(
         tools=[TOOL],
         prompt=[{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
@@ -36,12 +36,12 @@ def test_a_row_holds_prompt_completion_and_tools(make_episode):
     assert example.keys == [("rollouts.jsonl", 1)]
 
 
-def test_tools_are_left_out_where_there_are_none(make_episode):
+def test_tools_are_left_out_where_there_are_none(build_sft, make_episode):
     (example,) = build_sft([make_episode()], _options(), Ledger())
     assert list(example.row) == ["messages"]
 
 
-def test_each_filter_has_its_bucket(make_episode):
+def test_each_filter_has_its_bucket(build_sft, make_episode):
     with_call = [{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "1"}]
     answer = {"role": "assistant", "content": "yes"}
     episodes = [
@@ -63,7 +63,7 @@ def test_each_filter_has_its_bucket(make_episode):
     ]
 
 
-def test_duplicates_are_counted_within_a_task_only_and_the_best_stays(make_episode):
+def test_duplicates_are_counted_within_a_task_only_and_the_best_stays(build_sft, make_episode):
     episodes = [make_episode("a", reward=1.0), make_episode("a", reward=2.0), make_episode("b")]
     ledger = Ledger()
     examples = build_sft(episodes, _options(), ledger)
@@ -71,13 +71,13 @@ def test_duplicates_are_counted_within_a_task_only_and_the_best_stays(make_episo
     assert _buckets(ledger, episodes) == ["duplicate", None, None]
 
 
-def test_of_duplicates_the_one_with_token_ids_stays(make_episode):
+def test_of_duplicates_the_one_with_token_ids_stays(build_sft, make_episode):
     episodes = [make_episode("a", num_sequences=0), make_episode("a")]
     (example,) = build_sft(episodes, _options(), Ledger())
     assert example.keys == [("rollouts.jsonl", 2)]
 
 
-def test_the_cap_keeps_the_best_of_each_task(make_episode):
+def test_the_cap_keeps_the_best_of_each_task(build_sft, make_episode):
     episodes = [make_episode("a", text, reward) for text, reward in (("x", 1.0), ("y", 3.0), ("z", 2.0))]
     ledger = Ledger()
     examples = build_sft(episodes, _options(max_per_task=2), ledger)
@@ -85,7 +85,7 @@ def test_the_cap_keeps_the_best_of_each_task(make_episode):
     assert _buckets(ledger, episodes) == ["capped", None, None]
 
 
-def test_of_equally_rewarded_answers_the_shorter_stays(make_episode):
+def test_of_equally_rewarded_answers_the_shorter_stays(build_sft, make_episode):
     episodes = [make_episode("a", text) for text in ("longer", "long", "short")]
     ledger = Ledger()
     examples = build_sft(episodes, _options(max_per_task=1), ledger)
@@ -93,7 +93,7 @@ def test_of_equally_rewarded_answers_the_shorter_stays(make_episode):
     assert _buckets(ledger, episodes) == ["capped", None, "capped"]
 
 
-def test_environments_are_balanced_by_their_best_rows(make_episode):
+def test_environments_are_balanced_by_their_best_rows(build_sft, make_episode):
     few = [make_episode("few/0", environment="few")]
     many = [make_episode("many/0", text, reward, environment="many") for text, reward in (("x", 1), ("y", 3), ("z", 2))]
     ledger = Ledger()
@@ -106,14 +106,14 @@ def test_environments_are_balanced_by_their_best_rows(make_episode):
     assert _buckets(ledger, many) == ["balanced", None, None]
 
 
-def test_the_flat_spelling(make_episode):
+def test_the_flat_spelling(build_sft, make_episode):
     episode = make_episode(tools=[TOOL], completion=[{"role": "assistant", "content": "", "tool_calls": [CALL]}])
     (example,) = build_sft([episode], _options(spelling="nemo_rl"), Ledger())
     assert example.row["messages"][1]["tool_calls"] == [{"id": "a", "name": "f", "arguments": {}}]
     assert example.row["tools"] == [{"name": "f", "parameters": {}}]
 
 
-def test_images_and_refusals_are_not_simple(make_episode):
+def test_images_and_refusals_are_not_simple(build_sft, make_episode):
     image = [{"type": "image_url", "image_url": {"url": "https://a"}}]
     episodes = [
         make_episode("a", prompt=[{"role": "user", "content": image}]),
@@ -125,7 +125,7 @@ def test_images_and_refusals_are_not_simple(make_episode):
     assert _buckets(ledger, episodes) == ["not_simple"] * 3
 
 
-def test_what_messages_hold_is_noted(make_episode):
+def test_what_messages_hold_is_noted(build_sft, make_episode):
     image = [{"type": "image_url", "image_url": {"url": "https://a"}}]
     episodes = [
         make_episode("a", reasoning_characters=7, num_hidden_reasoning=2),
@@ -145,7 +145,7 @@ def test_what_messages_hold_is_noted(make_episode):
     }
 
 
-def test_simple_rows_are_strings_and_refuse_what_strings_cannot_say(make_episode):
+def test_simple_rows_are_strings_and_refuse_what_strings_cannot_say(build_sft, make_episode):
     system = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     thinking = [{"role": "assistant", "content": "yes", "reasoning_content": "Hm."}]
     episodes = [
@@ -162,7 +162,7 @@ def test_simple_rows_are_strings_and_refuse_what_strings_cannot_say(make_episode
     assert _buckets(ledger, episodes) == [None, "not_simple", "not_simple", "not_simple"]
 
 
-def test_simple_keeps_an_answer_that_an_observation_follows(make_episode):
+def test_simple_keeps_an_answer_that_an_observation_follows(build_sft, make_episode):
     episode = make_episode(
         completion=[{"role": "assistant", "content": "yes"}, {"role": "user", "content": "The game is over."}]
     )
@@ -170,7 +170,7 @@ def test_simple_keeps_an_answer_that_an_observation_follows(make_episode):
     assert example.row == {"input": "question of t", "output": "yes"}
 
 
-def test_dropped_reasoning_takes_the_token_ids_and_says_so(make_episode):
+def test_dropped_reasoning_takes_the_token_ids_and_says_so(build_sft, make_episode):
     episode = make_episode(completion=[{"role": "assistant", "content": "yes", "reasoning_content": "Hm."}])
     ledger = Ledger()
     (example,) = build_sft([episode], _options(reasoning="drop"), ledger)
@@ -187,14 +187,14 @@ def test_dropped_reasoning_takes_the_token_ids_and_says_so(make_episode):
         ([], "no scored rollout is left to train on; to fix: look at the failures, and at the filters"),
     ],
 )  # fmt: skip
-def test_nothing_left_says_what_would_leave_some(make_episode, rewards, text):
+def test_nothing_left_says_what_would_leave_some(build_sft, make_episode, rewards, text):
     episodes = [make_episode(reward=reward) for reward in rewards]
     ledger = Ledger()
     assert build_sft(episodes, _options(), ledger) == []
     assert str(nothing_to_train(rewards, _options(), ledger)) == text
 
 
-def test_nothing_left_names_the_filters(make_episode):
+def test_nothing_left_names_the_filters(build_sft, make_episode):
     episodes, ledger = [make_episode(), make_episode(reward=0.0)], Ledger()
     options = _options(require_tool_use=True)
     build_sft(episodes, options, ledger)
