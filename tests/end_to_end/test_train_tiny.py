@@ -140,6 +140,7 @@ def configuration(algorithm: str, model: Path, data: Path, run: Path, **section:
         return common
     row, name = (chat, "openai_format") if algorithm == "sft" else (pair, "PreferenceDataset")
     files = {"train": range(10, 18), "validation": range(30, 33)}
+    section = {"cache_reference_logprobs": False, **section} if algorithm == "dpo" else section
     common["policy"]["train_global_batch_size"] = 3
     common[algorithm] = {"max_num_epochs": 2, "val_period": 2, **section}
     common["data"] = {

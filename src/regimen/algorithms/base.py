@@ -18,12 +18,13 @@ class Algorithm(Protocol):
     """A configuration section turned into a loss.
 
     `batches`: rows or pairs of a data set, or episodes played in the loop. `needs_reference`: whether the loss reads
-    `reference_logprob`.
+    `reference_logprob`; `needs_previous`: whether it reads `previous_logprob`, those of the policy before the step.
     """
 
     name: str
     batches: Batches
     needs_reference: bool
+    needs_previous: bool
 
     def loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
         """This micro-batch's share of the loss."""

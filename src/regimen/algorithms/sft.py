@@ -16,6 +16,7 @@ class SFT:
     name = "sft"
     batches: Batches = "rows"
     needs_reference = False
+    needs_previous = False
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config.sft
