@@ -301,7 +301,7 @@ def test_text_and_sampled_ids_train_the_same_where_they_agree(tiny_folder: Path,
 KILLS = [
     ("sft", "regimen.pipelines.train", "save_state", 3),  # half a checkpoint
     ("dpo", "regimen.policy.local", "LocalPolicy.train_step", 3),
-    ("grpo", "regimen.pipelines.batches", "sequences_of", 15),  # in the third step, its episodes on disk
+    ("grpo", "regimen.pipelines.scoring", "sequences_of", 15),  # in the third step, its episodes on disk
 ]
 
 
