@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from regimen.policy.base import LossOutput, Supervision
+from regimen.tokens.forest import TrainingSequence
 
 Batches = Literal["rows", "pairs", "episodes"]
 
@@ -25,6 +26,10 @@ class Algorithm(Protocol):
     batches: Batches
     needs_reference: bool
     needs_previous: bool
+
+    def with_logprobs(self, sequences: list[TrainingSequence]) -> tuple[list[TrainingSequence], dict[str, float]]:
+        """The sequences of a batch when all log-probabilities that the loss reads are there; and figures of it."""
+        ...
 
     def loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
         """This micro-batch's share of the loss."""

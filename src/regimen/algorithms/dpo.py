@@ -14,6 +14,7 @@ from regimen.algorithms.base import Batches
 from regimen.algorithms.losses import PreferenceOptions, dpo_loss
 from regimen.config.schema import TrainConfig
 from regimen.policy.base import LossOutput, Supervision
+from regimen.tokens.forest import TrainingSequence
 
 
 class DPO:
@@ -28,6 +29,10 @@ class DPO:
         assert config.dpo is not None
         options = {option.name: getattr(config.dpo, option.name) for option in fields(PreferenceOptions)}
         self.options = PreferenceOptions(**options)
+
+    def with_logprobs(self, sequences: list[TrainingSequence]) -> tuple[list[TrainingSequence], dict[str, float]]:
+        """Nothing is changed."""
+        return sequences, {}
 
     def loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
         """See `regimen.algorithms.losses.dpo_loss`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from regimen.algorithms.advantages import (
@@ -18,13 +19,15 @@ from regimen.algorithms.advantages import (
     group_advantages,
     has_variance,
     reinforce_plus_plus_advantages,
+    whitened,
 )
 from regimen.algorithms.base import Batches
-from regimen.algorithms.losses import PolicyGradientOptions, policy_gradient_loss
+from regimen.algorithms.losses import PolicyGradientOptions, kl_estimate, policy_gradient_loss
 from regimen.algorithms.rewards import penalize_overlong, penalize_truncated, scale_rewards
 from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError
 from regimen.policy.base import LossOutput, Supervision
+from regimen.tokens.forest import TrainingSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,13 @@ class GRPO:
         assert config.grpo is not None
         self.config = config.grpo
         options = {option.name: getattr(config.loss_fn, option.name) for option in fields(PolicyGradientOptions)}
+        self.penalty = config.loss_fn.reference_policy_kl_penalty
+        self.kl_in_reward = config.loss_fn.use_kl_in_reward
+        if self.kl_in_reward:  # in the reward, and not in the loss too
+            options["reference_policy_kl_penalty"] = 0.0
         self.options = PolicyGradientOptions(**options)
-        self.needs_reference = self.options.reference_policy_kl_penalty != 0
-        self.needs_previous = config.updates_per_step > 1
+        self.needs_reference = self.penalty != 0
+        self.needs_previous = config.updates_per_step > 1 or self.kl_in_reward
         self.needs_components = self.config.adv_estimator.name == "gdpo"
 
     def advantages(self, scores: EpisodeScores) -> EpisodeAdvantages:
@@ -74,8 +81,9 @@ class GRPO:
             used &= ~scores.truncated
         rewards = np.where(used, self._shaped(scores), 0.0)
         found = self._estimated(rewards, scores, used)
-        clipped = clip_advantages(found, self.config.advantage_clip_low, self.config.advantage_clip_high)
-        return EpisodeAdvantages(np.where(used, clipped, 0.0), used, self._varies(rewards, scores, used))
+        if not self.kl_in_reward:  # else they are finished token by token, when the log-probabilities are there
+            found = clip_advantages(found, self.config.advantage_clip_low, self.config.advantage_clip_high)
+        return EpisodeAdvantages(np.where(used, found, 0.0), used, self._varies(rewards, scores, used))
 
     def varies(self, scores: EpisodeScores) -> np.ndarray:
         """For each episode, whether its group's rewards differ, before any is filtered: what dynamic sampling keeps."""
@@ -93,7 +101,12 @@ class GRPO:
         estimator = self.config.adv_estimator
         if estimator.name == "reinforce_plus_plus":
             return reinforce_plus_plus_advantages(
-                rewards, scores.group, scores.length, minus_baseline=estimator.minus_baseline, scored=used
+                rewards,
+                scores.group,
+                scores.length,
+                minus_baseline=estimator.minus_baseline,
+                whiten=not self.kl_in_reward,
+                scored=used,
             )
         normalize, leave_one_out = estimator.normalize_rewards, estimator.use_leave_one_out_baseline
         normalize = self.config.normalize_rewards if normalize is None else normalize
@@ -115,6 +128,31 @@ class GRPO:
             minus_baseline=estimator.minus_baseline,
             scored=used,
         ).advantages
+
+    def with_logprobs(self, sequences: list[TrainingSequence]) -> tuple[list[TrainingSequence], dict[str, float]]:
+        """With `use_kl_in_reward`, advantages of tokens: the episode's minus the penalty, whitened over all tokens."""
+        if not self.kl_in_reward:
+            return sequences, {}
+        sizes = [sequence.num_trained for sequence in sequences]
+        weights = np.repeat([sequence.sample_mask for sequence in sequences], sizes)
+        penalty = np.concatenate([self._kl(s.previous_logprob, s.reference_logprob) for s in sequences])
+        raw = np.concatenate([sequence.advantage for sequence in sequences]).astype(np.float64)
+        finished = clip_advantages(
+            whitened(raw - self.penalty * penalty, weights),
+            self.config.advantage_clip_low,
+            self.config.advantage_clip_high,
+        ).astype(np.float32)
+        parts = np.split(finished, np.cumsum(sizes)[:-1])
+        changed = [replace(s, advantage=part) for s, part in zip(sequences, parts, strict=True)]
+        return changed, {"kl_in_reward": float(np.average(penalty, weights=weights))}
+
+    def _kl(self, logprob: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """The estimate of each token, `[num_trained]` float64, clamped as in the loss."""
+        low_high = self.options.kl_input_clamp_value, self.options.kl_output_clamp_value
+        limits = [np.inf if limit is None else limit for limit in low_high]
+        log_ratio = np.clip(reference.astype(np.float64) - logprob, -limits[0], limits[0])
+        estimate = kl_estimate(torch.from_numpy(log_ratio), self.options.reference_policy_kl_type).numpy()
+        return np.clip(estimate, -limits[1], limits[1])
 
     def is_inert(self, advantage: float) -> bool:
         """Whether an episode of this advantage has no gradient, so that it is counted and not computed."""

@@ -320,12 +320,12 @@ def _kl_penalty(logprob: Tensor, batch: Supervision, options: PolicyGradientOpti
         inside = log_ratio.abs() <= limit
         score = torch.where(inside, score, score.detach())
         log_ratio = log_ratio.clamp(-limit, limit)
-    penalty = score * _kl_estimate(log_ratio, options.reference_policy_kl_type)
+    penalty = score * kl_estimate(log_ratio, options.reference_policy_kl_type)
     limit = options.kl_output_clamp_value
     return penalty if limit is None else penalty.clamp(-limit, limit)
 
 
-def _kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
+def kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
     """Estimates of KL(current || reference) from `log_ratio = ref - lp`, for samples of the current policy."""
     if kind == "k1":
         return -log_ratio
@@ -354,7 +354,7 @@ def _policy_gradient_figures(
         "ratio_clipped_fraction": (ratio != clipped).to(ratio.dtype),
         "approx_entropy": -importance * logprob,
         "token_mult_prob_error": mismatch.abs().exp(),
-        "gen_kl_error": _kl_estimate(mismatch, options.reference_policy_kl_type),
+        "gen_kl_error": kl_estimate(mismatch, options.reference_policy_kl_type),
     }
     return {name: _reduce(values, batch, token_level=True) for name, values in tokens.items()}
 

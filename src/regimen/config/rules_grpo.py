@@ -124,6 +124,8 @@ def _check_estimator(config: TrainConfig, layers: Layers) -> None:
     grpo = config.grpo
     assert grpo is not None  # the caller holds it
     estimator = grpo.adv_estimator
+    if config.loss_fn.use_kl_in_reward:
+        _check_kl_in_reward(config, layers)
     if estimator.name != "gdpo":
         if estimator.reward_weights is not None:
             raise layers.refusal("grpo.adv_estimator.reward_weights", "is set", "adv_estimator.name: gdpo with it")
@@ -135,6 +137,22 @@ def _check_estimator(config: TrainConfig, layers: Layers) -> None:
             raise layers.refusal(
                 f"grpo.{name}.enabled", "is true, but gdpo compares the components of rewards as they are", "false"
             )
+
+
+def _check_kl_in_reward(config: TrainConfig, layers: Layers) -> None:
+    """Only Reinforce++ has rewards of tokens; and the option must do something."""
+    assert config.grpo is not None  # the caller holds it
+    if config.grpo.adv_estimator.name != "reinforce_plus_plus":
+        raise layers.refusal(
+            "loss_fn.use_kl_in_reward",
+            f"is true, but {config.grpo.adv_estimator.name} has one advantage for an episode",
+            "grpo.adv_estimator.name: reinforce_plus_plus with it",
+        )
+    if config.loss_fn.reference_policy_kl_penalty == 0:
+        raise layers.refusal("loss_fn.reference_policy_kl_penalty", "is 0, but use_kl_in_reward is set", "more than 0")
+    for name in ("use_on_policy_kl_approximation", "force_on_policy_ratio"):
+        if getattr(config.loss_fn, name):
+            raise layers.refusal(f"loss_fn.{name}", "is true, but use_kl_in_reward is set", "false")
 
 
 def _check_dynamic_sampling(config: TrainConfig, layers: Layers) -> None:

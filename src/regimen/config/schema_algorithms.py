@@ -122,6 +122,7 @@ class LossConfig(Section):
 
     `use_importance_sampling_correction`: None switches it on, as episodes come with the log-probabilities that they
     were sampled with; it is filled in at load, with type `tis` and an upper bound of 2 where no type is set.
+    `use_kl_in_reward`: the KL penalty is taken from the reward of each token and not added to the loss (Reinforce++).
     `length_normalizer`: the loss is divided by sequences times this number in place of the trained tokens (Dr. GRPO).
     """
 
@@ -140,6 +141,7 @@ class LossConfig(Section):
     sequence_level_importance_ratios: bool = False
     token_level_loss: bool = True
     force_on_policy_ratio: bool = False
+    use_kl_in_reward: bool = False
     use_cispo: bool = False
     disable_ppo_ratio: bool = False
     length_normalizer: int | None = Field(default=None, ge=1)

@@ -206,7 +206,7 @@ class _Trainer:
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """One optimiser step, or several where the batch is divided."""
-        sequences = self._with_logprobs(batch.sequences)
+        sequences, adjusted = self.algorithm.with_logprobs(self._with_logprobs(batch.sequences))
         updates = batch.divided()
         steps: list[tuple[StepResult, list[Forest]]] = []
         checked: dict[str, float] = {}
@@ -226,7 +226,7 @@ class _Trainer:
             steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
         figures = step_figures(steps)
         self.losses.append(figures["loss"])
-        return {**figures, **checked}
+        return {**figures, **adjusted, **checked}
 
     def _with_logprobs(self, sequences: list[TrainingSequence]) -> list[TrainingSequence]:
         """The sequences with what the loss compares with, by the policy and the reference as they are now."""

@@ -146,7 +146,6 @@ def test_unknown_key_in_a_file_names_the_line(tmp_path: Path):
         ("sft", "logger.mlflow_enabled=true"),
         ("grpo", "grpo.async_grpo.enabled=true"),
         ("grpo", "grpo.seq_logprob_error_threshold=1.5"),
-        ("grpo", "loss_fn.use_kl_in_reward=true"),
         ("grpo", "loss_fn.positive_example_nll_weight=0.1"),
         ("grpo", "policy.generation.stop_strings=[stop]"),
         ("grpo", "policy.generation.model_name=other"),
