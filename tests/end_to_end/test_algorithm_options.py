@@ -111,6 +111,26 @@ def test_reinforce_plus_plus_with_the_penalty_in_the_reward(tiny_folder: Path, t
     assert figures(tmp_path / "run", "train/kl_penalty") == [0.0, 0.0]  # not in the loss too
 
 
+def test_playing_ahead_trains_on_episodes_one_step_old(tiny_folder: Path, tmp_path: Path) -> None:
+    values = {"grpo.max_num_steps": 3, "policy.optimizer.kwargs.lr": 1e-2, "policy.scheduler": None}
+    ahead = {**values, "grpo.async_grpo.enabled": True}
+    result = play(tiny_folder, tmp_path / "ahead", "Share", **ahead)
+    assert figures(tmp_path / "ahead", "train/trajectory_age") == [0.0, 1.0, 1.0]
+    versions = [
+        {json.loads(line)["regimen"]["weight_version"] for line in path.read_text().splitlines()}
+        for path in (tmp_path / "ahead" / "rollouts" / f"step_{step}.jsonl" for step in (1, 2, 3))
+    ]
+    assert versions == [{0}, {0}, {1}]
+    errors = figures(tmp_path / "ahead", "train/gen_logprob_error_max")
+    assert errors[0] < 1e-4 < min(errors[1:])  # the policy has moved on, and that is no fault
+    assert figures(tmp_path / "ahead", "train/sampling_importance_ratio")[1] != pytest.approx(1.0, abs=1e-4)
+    again = play(tiny_folder, tmp_path / "again", "Share", **ahead)
+    assert again.losses == result.losses  # two threads, and nothing left to chance
+    in_turn = play(tiny_folder, tmp_path / "turn", "Share", **values)
+    assert in_turn.losses[0] == result.losses[0]
+    assert in_turn.losses[1:] != result.losses[1:]
+
+
 def prefer(model: Path, folder: Path, data: Path, **values: Any) -> TrainResult:
     given = {
         "policy.model_name": str(model),

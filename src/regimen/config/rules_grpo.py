@@ -20,6 +20,7 @@ def check_grpo(config: TrainConfig, layers: Layers) -> None:
     _check_rewards(config, layers)
     _check_estimator(config, layers)
     _check_dynamic_sampling(config, layers)
+    _check_async(config, layers)
     _check_loss(config, layers)
 
 
@@ -168,6 +169,16 @@ def _check_dynamic_sampling(config: TrainConfig, layers: Layers) -> None:
             f"is {grpo.batch_multiplier:g}, but only dynamic sampling reads it",
             "1",
             "set grpo.use_dynamic_sampling=true, or remove it",
+        )
+
+
+def _check_async(config: TrainConfig, layers: Layers) -> None:
+    assert config.grpo is not None  # the caller holds it
+    if config.grpo.async_grpo.enabled and not config.loss_fn.use_importance_sampling_correction:
+        raise layers.refusal(
+            "grpo.async_grpo.enabled",
+            "is true, but episodes of earlier weights need importance-sampling correction",
+            "loss_fn.use_importance_sampling_correction: true with it",
         )
 
 

@@ -82,6 +82,13 @@ class AdvantageConfig(Section):
     reward_weights: list[float] | None = None
 
 
+class AsyncConfig(Section):
+    """`grpo.async_grpo`: play the next step's episodes while this one trains; they are one step old when they train."""
+
+    enabled: bool = False
+    max_trajectory_age_steps: int = Field(default=1, ge=1)
+
+
 class GRPOConfig(Section):
     """Group-relative policy optimisation.
 
@@ -102,6 +109,7 @@ class GRPOConfig(Section):
     use_dynamic_sampling: bool = False
     dynamic_sampling_max_gen_batches: int = Field(default=10, ge=1)
     batch_multiplier: float = Field(default=1.0, ge=1)
+    async_grpo: AsyncConfig = AsyncConfig()
     max_steps_without_variance: int | None = Field(default=20, ge=1)
     adv_estimator: AdvantageConfig = AdvantageConfig()
     reward_scaling: RewardScalingConfig = RewardScalingConfig()

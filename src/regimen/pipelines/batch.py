@@ -28,6 +28,7 @@ class Batch:
     """One global batch. `sequences` are those to compute; the normalisers count those left out as inert too.
 
     `updates` divides the sequences among several optimiser steps; empty, there is one over all of them.
+    `weight_version`: the oldest weights that sampled a token of it; `age`: by how many steps they are older.
     """
 
     sequences: list[TrainingSequence]
@@ -36,6 +37,8 @@ class Batch:
     metrics: dict[str, float] = field(default_factory=dict)
     ledger: Counter[str] = field(default_factory=Counter)
     updates: list[Update] = field(default_factory=list)
+    weight_version: int | None = None
+    age: int = 0
 
     def divided(self) -> list[Update]:
         """The optimiser steps to take, in order."""

@@ -40,13 +40,31 @@ class BatchSource(Protocol):
         """The batch of `step`, counted from 0."""
         ...
 
+    def settle(self) -> None:
+        """Wait until nothing is being played: the weights are about to change."""
+        ...
+
+    def close(self) -> None:
+        """Free what the source holds."""
+        ...
+
 
 def shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of `size` things in an epoch: a function of seed and epoch alone."""
     return np.random.Generator(np.random.Philox([seed, epoch])).permutation(size)
 
 
-class DatasetBatches:
+class _AtOnce:
+    """A source that makes each batch when it is asked for it."""
+
+    def settle(self) -> None:
+        """Nothing is ever under way."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class DatasetBatches(_AtOnce):
     """Rows or pairs of a data set, in a new order each epoch; the last batch of an epoch may be smaller."""
 
     def __init__(
@@ -116,7 +134,7 @@ class Player:
         asyncio.run(self.generation.close())
 
 
-class EpisodeBatches:
+class EpisodeBatches(_AtOnce):
     """GRPO: each step plays fresh episodes of the next tasks and turns them into sequences with advantages."""
 
     def __init__(self, config: TrainConfig, algorithm: GRPO, player: Player, tasks: list[Task], folder: Path) -> None:

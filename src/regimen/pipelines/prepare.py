@@ -23,6 +23,7 @@ from regimen.errors import ConfigError, UsageError
 from regimen.generation.base import Sampling
 from regimen.gym.agent import Limits
 from regimen.gym.environment import Environment
+from regimen.pipelines.ahead import AheadBatches
 from regimen.pipelines.batch import with_reference
 from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player
 from regimen.pipelines.datasets import Dataset, load_dataset
@@ -54,6 +55,7 @@ class Prepared:
 
     def close(self) -> None:
         """Free what holds threads or memory."""
+        self.source.close()
         if self.player is not None:
             self.player.close()
 
@@ -213,11 +215,14 @@ def _with_episodes(
         raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
     policy = load_policy(config, train=for_training)
     player = _player(config, environment, renderer)
+    source: BatchSource = EpisodeBatches(config, algorithm, player, tasks, folder)
+    if config.grpo.async_grpo.enabled and for_training:
+        source = AheadBatches(source, config.grpo.async_grpo.max_trajectory_age_steps)
     return Prepared(
         algorithm=algorithm,
         renderer=renderer,
         policy=policy,
-        source=EpisodeBatches(config, algorithm, player, tasks, folder),
+        source=source,
         reference=load_policy(config, train=False) if algorithm.needs_reference and for_training else None,
         player=player,
         validation=_episode_validation(config, player, folder),

@@ -50,7 +50,8 @@ def score_episodes(algorithm: GRPO, rows: list[Row], failures: list[Row], update
     metrics = _figures(scores, result, rows, len(failures))
     tokens, count = normalisers([sequence for part in everything.values() for sequence in part])
     updates, sequences = _divided(everything, computed)
-    return Batch(sequences, tokens, count, metrics, ledger, updates if update_of is not None else [])
+    version = min((row["regimen"].get("weight_version", 0) for row in rows), default=None)
+    return Batch(sequences, tokens, count, metrics, ledger, updates if update_of is not None else [], version)
 
 
 def _divided(

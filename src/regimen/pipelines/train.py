@@ -171,11 +171,11 @@ class _Trainer:
         metrics = {**batch.metrics, **{f"episodes/{name}": float(n) for name, n in batch.ledger.items()}}
         if batch.sequences:
             metrics |= self._update(batch)
-            self._hand_over(step + 1)
         elif self.algorithm.batches == "episodes":
             metrics["skipped"] = 1.0
         else:
             raise RunError("the batch holds nothing to train", where=f"step {step + 1}", fix="look at --show-batch")
+        self._hand_over(step + 1)
         metrics |= self._without_variance(metrics)
         self._log(step + 1, metrics, "train", tracker)
         ended = time.monotonic()
@@ -212,7 +212,9 @@ class _Trainer:
         checked: dict[str, float] = {}
         self.agreement.reset()
         if self.algorithm.needs_previous:
-            checked = self._check_previous(sequences)
+            for sequence in sequences:
+                self.agreement.add(sequence.previous_logprob - sequence.sampled_logprob)
+            checked = self._check(batch)
         for number, update in enumerate(updates, 1):
             forests = micro_batches(
                 [sequences[row] for row in update.rows],
@@ -222,7 +224,7 @@ class _Trainer:
             )
             # The learning rate's schedule counts steps of the run, as it does where each has one update.
             more = {} if number == len(updates) else {"advance_schedule": False}
-            before = None if self.algorithm.needs_previous else lambda: checked.update(self._check())
+            before = None if self.algorithm.needs_previous else lambda: checked.update(self._check(batch))
             steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
         figures = step_figures(steps)
         self.losses.append(figures["loss"])
@@ -242,18 +244,16 @@ class _Trainer:
             self.agreement.add((logprob.detach() - batch.sampled_logprob).cpu().numpy())
         return self.algorithm.loss(logprob, batch)
 
-    def _check(self) -> dict[str, float]:
-        return self.agreement.check() if self.algorithm.batches == "episodes" else {}
-
-    def _check_previous(self, sequences: list[TrainingSequence]) -> dict[str, float]:
-        """The same check where the weights move between the forward passes of a step."""
-        for sequence in sequences:
-            self.agreement.add(sequence.previous_logprob - sequence.sampled_logprob)
-        return self.agreement.check()
+    def _check(self, batch: Batch) -> dict[str, float]:
+        """Whether sampler and policy agree; they need not where the episodes were played with earlier weights."""
+        if self.algorithm.batches != "episodes":
+            return {}
+        return self.agreement.figures() if batch.age else self.agreement.check()
 
     def _hand_over(self, version: int) -> None:
         """Give the generator the weights that the next episodes are played with."""
         if self.prepared.player is not None:
+            self.prepared.source.settle()
             self.prepared.player.update(version, self.policy.named_tensors())
 
     def _after(self, step: int, total: int, tracker: TrackerGroup, *, stopping: bool) -> None:

@@ -34,10 +34,14 @@ class Agreement:
         self.count += absolute.size
         self.largest = float(np.maximum(self.largest, absolute.max(initial=0.0)))  # NaN stays NaN, unlike with max
 
+    def figures(self) -> dict[str, float]:
+        """The step's figures."""
+        return {"gen_logprob_error_mean": self.total / max(1, self.count), "gen_logprob_error_max": self.largest}
+
     def check(self) -> dict[str, float]:
         """The step's figures; raises `GenerationError` beyond the bound."""
-        mean = self.total / max(1, self.count)
-        figures = {"gen_logprob_error_mean": mean, "gen_logprob_error_max": self.largest}
+        figures = self.figures()
+        mean = figures["gen_logprob_error_mean"]
         seen, bound = (self.largest, 1e-4) if self.exact else (mean, 0.06)
         if not seen <= bound:
             raise GenerationError(

@@ -75,6 +75,8 @@ def test_grpo_refusals(override: str, where: str, fix: str):
          "null, as truncated_importance_sampling_type is null"),
         (["loss_fn.force_on_policy_ratio=true", "policy.train_global_batch_size=256"], "only the first of 2 optimiser"),
         (["loss_fn.length_normalizer=512", "loss_fn.token_level_loss=false"], "null, as token_level_loss is false"),
+        (["grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=false"],
+         "use_importance_sampling_correction: true with it"),
         (["loss_fn.use_kl_in_reward=true"], "reinforce_plus_plus with it"),
         (["loss_fn.use_kl_in_reward=true", "grpo.adv_estimator.name=reinforce_plus_plus",
           "loss_fn.reference_policy_kl_penalty=0"], "expected more than 0"),
