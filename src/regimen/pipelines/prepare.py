@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,7 +150,9 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
     values = None if cache is None else cache.load()
     if values is None:
         reference = load_policy(config, train=False)
-        values = logprobs_of(reference, sequences, config.policy.logprob_token_budget)
+        # Each by itself: pairs are numbered anew in each data set, and nothing here compares their sides.
+        alone = [replace(sequence, pair=-1) for sequence in sequences]
+        values = logprobs_of(reference, alone, config.policy.logprob_token_budget)
         if cache is not None:
             cache.save(values)
     filled = iter(with_reference(sequences, values))

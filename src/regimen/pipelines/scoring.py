@@ -104,10 +104,29 @@ def scores_of(algorithm: GRPO, rows: list[Row], episodes: list[list[TokenSequenc
         group=np.array([row["_ng_task_index"] for row in rows], np.int64),
         length=np.array([sum(s.num_trained for s in episode) for episode in episodes], np.int64),
         truncated=np.array([row["regimen"]["outcome"] == Outcome.TRUNCATED for row in rows], bool),
-        components=np.array([[row["reward_components"][name] for name in names] for row in rows], np.float64).reshape(
-            len(rows), len(names)
-        ),
+        components=_component_table(rows, names),
     )
+
+
+def _component_table(rows: list[Row], names: list[str]) -> np.ndarray:
+    """The components of each episode, `[B, K]` float64."""
+    table = np.zeros((len(rows), len(names)))
+    for index, row in enumerate(rows):
+        for column, name in enumerate(names):
+            value = row["reward_components"][name]
+            if not _is_number(value):
+                raise GymError(
+                    f"the reward component {name!r} is {value!r}",
+                    where=f"task {row['_ng_task_index']}",
+                    expected="a finite number",
+                    fix="let the environment raise where it cannot judge: the episode is then failed, not wrong",
+                )
+            table[index, column] = value
+    return table
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _component_names(rows: list[Row]) -> list[str]:
@@ -175,5 +194,6 @@ def _component_figures(rows: list[Row]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in (row.get("reward_components") or {}).items():
-            values.setdefault(name, []).append(float(value))
+            if _is_number(value):
+                values.setdefault(name, []).append(float(value))
     return {f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())}

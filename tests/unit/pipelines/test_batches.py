@@ -378,6 +378,15 @@ def test_gdpo_without_components_is_refused(rows: list, message: str, tmp_path: 
         with_components(rows, tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), None, "good"])
+def test_a_component_that_is_no_number_is_refused_by_gdpo_and_in_no_mean(value: Any, tmp_path: Path) -> None:
+    rows = [two(0, 1.0, 0.0), two(0, 0.0, 1.0)]
+    rows[1]["reward_components"]["style"] = value
+    with pytest.raises(GymError, match=r"^task 0: the reward component 'style' is"):
+        with_components(rows, tmp_path)
+    assert source(tmp_path, rows).batch(0).metrics["reward/style"] == 0.0
+
+
 def test_gdpo_with_a_weight_too_many_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="3 weights for 2 reward components"):
         with_components([two(0, 1.0, 0.0)], tmp_path, reward_weights=[1.0, 1.0, 1.0])
