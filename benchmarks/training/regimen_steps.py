@@ -30,7 +30,7 @@ from regimen.algorithms.losses import (
 )
 from regimen.generation.base import Sample, Sampling
 from regimen.generation.transformers import TransformersGeneration
-from regimen.pipelines.batches import with_reference
+from regimen.pipelines.batch import with_reference
 from regimen.pipelines.prepare import logprobs_of
 from regimen.policy.base import Loss, LossOutput, Supervision
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions

@@ -140,6 +140,7 @@ def configuration(algorithm: str, model: Path, data: Path, run: Path, **section:
         return common
     row, name = (chat, "openai_format") if algorithm == "sft" else (pair, "PreferenceDataset")
     files = {"train": range(10, 18), "validation": range(30, 33)}
+    section = {"cache_reference_logprobs": False, **section} if algorithm == "dpo" else section
     common["policy"]["train_global_batch_size"] = 3
     common[algorithm] = {"max_num_epochs": 2, "val_period": 2, **section}
     common["data"] = {
@@ -300,7 +301,7 @@ def test_text_and_sampled_ids_train_the_same_where_they_agree(tiny_folder: Path,
 KILLS = [
     ("sft", "regimen.pipelines.train", "save_state", 3),  # half a checkpoint
     ("dpo", "regimen.policy.local", "LocalPolicy.train_step", 3),
-    ("grpo", "regimen.pipelines.batches", "sequences_of", 15),  # in the third step, its episodes on disk
+    ("grpo", "regimen.pipelines.scoring", "sequences_of", 15),  # in the third step, its episodes on disk
 ]
 
 

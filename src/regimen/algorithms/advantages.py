@@ -120,11 +120,12 @@ def reinforce_plus_plus_advantages(
     num_trained: Integers,
     *,
     minus_baseline: bool = True,
+    whiten: bool = True,
     scored: Booleans | None = None,
 ) -> np.ndarray:
     """Reward minus group mean, whitened over trained tokens: each rollout counts `num_trained` times.
 
-    The deviation is that of the population, at least 1e-4.
+    `whiten=False` leaves that to the caller, who has token rewards to add first.
     """
     raw = group_advantages(
         rewards,
@@ -138,9 +139,16 @@ def reinforce_plus_plus_advantages(
     counts = np.where(valid, np.asarray(num_trained, np.float64), 0.0)
     if counts.sum() == 0:
         return np.zeros_like(raw)
-    centred = raw - np.average(raw, weights=counts)
-    deviation = np.sqrt(np.average(centred**2, weights=counts))
-    return np.where(valid, centred / max(deviation, 1e-4), 0.0)
+    if not whiten:
+        return np.where(valid, raw, 0.0)
+    return np.where(valid, whitened(raw, counts), 0.0)
+
+
+def whitened(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Minus the weighted mean, divided by the weighted deviation of the population, which is taken as at least 1e-4."""
+    centred = values - np.average(values, weights=weights)
+    deviation = np.sqrt(np.average(centred**2, weights=weights))
+    return centred / max(deviation, 1e-4)
 
 
 def _columns(rewards: Floats, groups: Integers, scored: Booleans | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023) on pairs of episodes, with an optional SFT term.
+"""Direct preference optimisation (Rafailov et al. 2023), IPO, hinge and robust DPO on pairs, with an optional SFT term.
 
 Every token that the model sampled in the chosen and in the rejected completion is trained, in all turns; tool outputs
 and user turns are context. The reference is the policy as it was before training.
@@ -6,12 +6,15 @@ and user turns are context. The reference is the policy as it was before trainin
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from torch import Tensor
 
 from regimen.algorithms.base import Batches
 from regimen.algorithms.losses import PreferenceOptions, dpo_loss
 from regimen.config.schema import TrainConfig
 from regimen.policy.base import LossOutput, Supervision
+from regimen.tokens.forest import TrainingSequence
 
 
 class DPO:
@@ -20,16 +23,16 @@ class DPO:
     name = "dpo"
     batches: Batches = "pairs"
     needs_reference = True
+    needs_previous = False
 
     def __init__(self, config: TrainConfig) -> None:
         assert config.dpo is not None
-        self.options = PreferenceOptions(
-            reference_policy_kl_penalty=config.dpo.reference_policy_kl_penalty,
-            preference_loss_weight=config.dpo.preference_loss_weight,
-            sft_loss_weight=config.dpo.sft_loss_weight,
-            preference_average_log_probs=config.dpo.preference_average_log_probs,
-            sft_average_log_probs=config.dpo.sft_average_log_probs,
-        )
+        options = {option.name: getattr(config.dpo, option.name) for option in fields(PreferenceOptions)}
+        self.options = PreferenceOptions(**options)
+
+    def with_logprobs(self, sequences: list[TrainingSequence]) -> tuple[list[TrainingSequence], dict[str, float]]:
+        """Nothing is changed."""
+        return sequences, {}
 
     def loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
         """See `regimen.algorithms.losses.dpo_loss`."""

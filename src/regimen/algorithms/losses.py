@@ -42,6 +42,7 @@ class PolicyGradientOptions:
     force_on_policy_ratio: bool = False
     use_cispo: bool = False
     disable_ppo_ratio: bool = False
+    length_normalizer: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations in which an option would be ignored."""
@@ -53,6 +54,8 @@ class PolicyGradientOptions:
             _refuse("sequence_level_importance_ratios", True, "false, or token_level_loss: false with it")
         if self.force_on_policy_ratio and self.disable_ppo_ratio:
             _refuse("force_on_policy_ratio", True, "false, as disable_ppo_ratio is set")
+        if self.length_normalizer is not None and (self.length_normalizer < 1 or not self.token_level_loss):
+            _refuse("length_normalizer", self.length_normalizer, "at least 1, with token_level_loss: true; or null")
         if self.use_cispo:
             self._check_cispo()
         self._check_truncation()
@@ -97,6 +100,19 @@ class PreferenceOptions:
     sft_loss_weight: float = 0.0
     preference_average_log_probs: bool = False
     sft_average_log_probs: bool = False
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and a label smoothing that nothing reads."""
+        if self.loss_type not in ("sigmoid", "ipo", "hinge", "robust"):
+            _refuse("dpo.loss_type", self.loss_type, "sigmoid, ipo, hinge or robust")
+        if not 0 <= self.label_smoothing < 0.5:
+            _refuse("dpo.label_smoothing", self.label_smoothing, "0 to less than 0.5")
+        if self.label_smoothing and self.loss_type in ("ipo", "hinge"):
+            _refuse("dpo.label_smoothing", self.label_smoothing, f"0, as {self.loss_type} does not read it")
+        if self.loss_type == "robust" and not self.label_smoothing:
+            _refuse("dpo.label_smoothing", self.label_smoothing, "more than 0, as robust without it is sigmoid")
 
 
 def policy_gradient_loss(logprob: Tensor, batch: Supervision, options: PolicyGradientOptions) -> LossOutput:
@@ -114,10 +130,12 @@ def policy_gradient_loss(logprob: Tensor, batch: Supervision, options: PolicyGra
     importance = _sampling_importance(batch, options)
     if options.use_importance_sampling_correction:
         surrogate = importance * surrogate
-    loss = _reduce(surrogate, batch, options.token_level_loss)
+    # The figures stay means over tokens; only what is optimised is divided otherwise.
+    divided = batch if options.length_normalizer is None else _by_constant_length(batch, options.length_normalizer)
+    loss = _reduce(surrogate, divided, options.token_level_loss)
     penalty = loss.new_zeros(())
     if options.reference_policy_kl_penalty != 0:
-        penalty = _reduce(_kl_penalty(logprob, batch, options), batch, options.token_level_loss)
+        penalty = _reduce(_kl_penalty(logprob, batch, options), divided, options.token_level_loss)
         loss = loss + options.reference_policy_kl_penalty * penalty
     figures = _policy_gradient_figures(logprob.detach(), batch, ratio.detach(), clipped.detach(), options)
     figures["sampling_importance_ratio"] = _reduce(importance, batch, not options.sequence_level_importance_ratios)
@@ -141,7 +159,7 @@ def dpo_loss(logprob: Tensor, batch: Supervision, options: PreferenceOptions) ->
 
     rewards = _row_total(logprob - batch.reference_logprob, batch, options.preference_average_log_probs)
     margin = rewards[chosen] - rewards[rejected]
-    preference = mean(-logsigmoid(options.reference_policy_kl_penalty * margin))
+    preference = mean(_preference(margin, options))
     sft = mean(-_row_total(logprob, batch, options.sft_average_log_probs)[chosen])
     loss = options.preference_loss_weight * preference
     if options.sft_loss_weight != 0:
@@ -154,6 +172,19 @@ def dpo_loss(logprob: Tensor, batch: Supervision, options: PreferenceOptions) ->
         "rewards_rejected_mean": mean(rewards[rejected]),
     }
     return LossOutput(loss, _to_floats(figures))
+
+
+def _preference(margin: Tensor, options: PreferenceOptions) -> Tensor:
+    """The loss of each pair from `R_chosen - R_rejected`, `[P]`."""
+    beta, smoothing = options.reference_policy_kl_penalty, options.label_smoothing
+    if options.loss_type == "ipo":
+        return (margin - 1 / (2 * beta)).square()
+    if options.loss_type == "hinge":
+        return (1 - beta * margin).clamp(min=0)
+    right, wrong = -logsigmoid(beta * margin), -logsigmoid(-beta * margin)
+    if options.loss_type == "robust":
+        return ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+    return right if smoothing == 0 else (1 - smoothing) * right + smoothing * wrong
 
 
 def sft_loss(logprob: Tensor, batch: Supervision) -> LossOutput:
@@ -220,6 +251,11 @@ def _reduce(values: Tensor, batch: Supervision, token_level: bool) -> Tensor:
     return (_row_mean(values, batch) * batch.sample_mask).sum() / batch.valid_sequences
 
 
+def _by_constant_length(batch: Supervision, length: int) -> Supervision:
+    """The batch as if each of its sequences had `length` trained tokens: long answers weigh no less per token."""
+    return replace(batch, valid_tokens=batch.valid_sequences * length)
+
+
 def _ratios(logprob: Tensor, batch: Supervision, options: PolicyGradientOptions) -> tuple[Tensor, Tensor]:
     """The ratio of current to previous probability and its clipped form, each `[E]`."""
     if options.disable_ppo_ratio:
@@ -284,12 +320,12 @@ def _kl_penalty(logprob: Tensor, batch: Supervision, options: PolicyGradientOpti
         inside = log_ratio.abs() <= limit
         score = torch.where(inside, score, score.detach())
         log_ratio = log_ratio.clamp(-limit, limit)
-    penalty = score * _kl_estimate(log_ratio, options.reference_policy_kl_type)
+    penalty = score * kl_estimate(log_ratio, options.reference_policy_kl_type)
     limit = options.kl_output_clamp_value
     return penalty if limit is None else penalty.clamp(-limit, limit)
 
 
-def _kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
+def kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
     """Estimates of KL(current || reference) from `log_ratio = ref - lp`, for samples of the current policy."""
     if kind == "k1":
         return -log_ratio
@@ -318,7 +354,7 @@ def _policy_gradient_figures(
         "ratio_clipped_fraction": (ratio != clipped).to(ratio.dtype),
         "approx_entropy": -importance * logprob,
         "token_mult_prob_error": mismatch.abs().exp(),
-        "gen_kl_error": _kl_estimate(mismatch, options.reference_policy_kl_type),
+        "gen_kl_error": kl_estimate(mismatch, options.reference_policy_kl_type),
     }
     return {name: _reduce(values, batch, token_level=True) for name, values in tokens.items()}
 

@@ -42,6 +42,7 @@ def fill(tree: Tree, layers: Layers) -> Tree:
         result["data"] = _data(cast("Tree", result["data"]), layers)
     if isinstance(result.get("grpo"), dict):
         _fill_grpo(result)
+        _fill_correction(result, layers)
     return result
 
 
@@ -99,3 +100,22 @@ def _fill_grpo(tree: Tree) -> None:
         # NeMo RL's GRPO data is mathematics unless something else is said.
         if found and isinstance(entry, dict) and cast("Tree", entry).get("dataset_name") == "ResponseDataset":
             cast("Tree", entry).setdefault("env_name", "math")
+
+
+# Weights above 2 are rare where sampler and policy are one model in two precisions; one of them must not rule a step.
+CORRECTION = {"truncated_importance_sampling_type": "tis", "truncated_importance_sampling_ratio": 2.0}
+
+
+def _fill_correction(tree: Tree, layers: Layers) -> None:
+    """Importance-sampling correction where nothing is said of it: every episode has its sampler's log-probabilities."""
+    loss = cast("Tree", tree.setdefault("loss_fn", {}))
+    if not isinstance(cast("Any", loss), dict) or loss.get("use_importance_sampling_correction") is not None:
+        return
+    loss["use_importance_sampling_correction"] = True
+    if loss.get("truncated_importance_sampling_type") is None:
+        loss.update({key: value for key, value in CORRECTION.items() if loss.get(key) is None})
+    layers.notes.append(
+        f"importance-sampling correction is on ({loss['truncated_importance_sampling_type']}, weights up to "
+        f"{loss.get('truncated_importance_sampling_ratio')}); loss_fn.use_importance_sampling_correction=false "
+        "switches it off"
+    )

@@ -10,7 +10,7 @@ import importlib.util
 import json
 
 from regimen.config.rules_grpo import check_grpo
-from regimen.config.schema import DatasetConfig, TrainConfig
+from regimen.config.schema import DatasetConfig, DPOConfig, TrainConfig
 from regimen.config.schema_data import KEYS_OF
 from regimen.config.schema_loops import CollectConfig, EvaluateConfig, IterateConfig, PlayConfig
 from regimen.config.schema_policy import SamplingConfig
@@ -36,6 +36,8 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
     _check_trackers(config, layers)
     if config.grpo is not None:
         check_grpo(config, layers)
+    if config.dpo is not None:
+        _check_preference(config.dpo, layers)
     if config.cluster.num_nodes > 1 or config.cluster.gpus_per_node > 1:
         layers.notes.append("no effect here, as the local policy is one process: cluster")
 
@@ -51,12 +53,6 @@ def check_runnable(config: TrainConfig) -> None:
                 expected="dataset_name Environment or NemoGymDataset",
                 fix="convert the rollouts with `regimen convert --to grpo --format gym`",
             )
-    if config.updates_per_step > 1:
-        raise ConfigError(
-            f"{config.updates_per_step} optimiser steps for one batch of episodes are not implemented in this build",
-            where="policy.train_global_batch_size",
-            fix=f"set policy.train_global_batch_size={config.episodes_per_step}",
-        )
 
 
 def check_play(config: PlayConfig, prefix: str = "") -> None:
@@ -245,6 +241,20 @@ def _check_validation(config: TrainConfig, layers: Layers) -> None:
             f"is {config.checkpointing.metric_name!r}",
             "val:<metric> or train:<metric>",
         )
+
+
+def _check_preference(dpo: DPOConfig, layers: Layers) -> None:
+    """What the loss itself refuses too, said before the model is loaded."""
+    if dpo.label_smoothing and dpo.loss_type in ("ipo", "hinge"):
+        raise layers.refusal(
+            "dpo.label_smoothing", f"is {dpo.label_smoothing}", f"0, as dpo.loss_type {dpo.loss_type} does not read it"
+        )
+    if dpo.loss_type == "robust" and not dpo.label_smoothing:
+        raise layers.refusal(
+            "dpo.label_smoothing", "is 0", "more than 0, as dpo.loss_type robust without it is sigmoid"
+        )
+    if dpo.preference_loss_weight == 0 and dpo.sft_loss_weight == 0:
+        raise layers.refusal("dpo.preference_loss_weight", "is 0, as dpo.sft_loss_weight is", "one of them above 0")
 
 
 def _check_trackers(config: TrainConfig, layers: Layers) -> None:

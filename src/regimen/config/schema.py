@@ -163,6 +163,11 @@ class TrainConfig(Noted):
         return self.episodes_per_step // self.global_batch_size if self.grpo else 1
 
     @property
+    def tasks_per_generation(self) -> int:
+        """GRPO: tasks whose episodes are played at once; more than those of a step only with dynamic sampling."""
+        return int(self.grpo.num_prompts_per_step * self.grpo.batch_multiplier) if self.grpo else 0
+
+    @property
     def checkpoint_metric(self) -> tuple[str, str] | None:
         """(`train` or `val`, name) of the metric that ranks checkpoints, under Regimen's name; None: by recency."""
         name = self.checkpointing.metric_name

@@ -9,8 +9,8 @@ from pydantic import Field
 from regimen.config.section import Section
 
 
-class SFTConfig(Section):
-    """Supervised fine-tuning. `max_num_steps` and `max_num_epochs`: whichever ends first."""
+class RowsConfig(Section):
+    """Training on rows of a file. `max_num_steps` and `max_num_epochs`: whichever ends first."""
 
     max_num_epochs: int = Field(default=1, ge=1)
     max_num_steps: int = Field(default=60, ge=1)
@@ -22,8 +22,19 @@ class SFTConfig(Section):
     seed: int = 42
 
 
-class DPOConfig(SFTConfig):
-    """Direct preference optimisation; batches count pairs."""
+class SFTConfig(RowsConfig):
+    """Supervised fine-tuning. `only_unmask_final`: train the last assistant turn of a conversation, not all of them."""
+
+    only_unmask_final: bool = False
+
+
+class DPOConfig(RowsConfig):
+    """Direct preference optimisation; batches count pairs.
+
+    `loss_type`: sigmoid (DPO), ipo, hinge, or robust (Chowdhury et al. 2024). `label_smoothing`: the share of pairs
+    whose sides may be the wrong way round; with sigmoid it is the conservative DPO. `cache_reference_logprobs`: keep
+    the reference's log-probabilities in the user's cache folder, for later runs on the same model and rows.
+    """
 
     max_num_steps: int = Field(default=150, ge=1)
     val_period: int = Field(default=25, ge=0)
@@ -33,6 +44,9 @@ class DPOConfig(SFTConfig):
     sft_average_log_probs: bool = False
     preference_loss_weight: float = Field(default=1.0, ge=0)
     sft_loss_weight: float = Field(default=0.0, ge=0)
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    cache_reference_logprobs: bool = True
 
 
 class RewardScalingConfig(Section):
@@ -56,7 +70,10 @@ class RewardShapingConfig(Section):
 
 
 class AdvantageConfig(Section):
-    """`grpo.adv_estimator`. None in the first two means: as in `grpo`; it is filled in at load."""
+    """`grpo.adv_estimator`. None in the first two means: as in `grpo`; it is filled in at load.
+
+    `reward_weights`: one for each reward component of gdpo, by the components' names in alphabetical order.
+    """
 
     name: Literal["grpo", "gdpo", "reinforce_plus_plus"] = "grpo"
     normalize_rewards: bool | None = None
@@ -65,8 +82,19 @@ class AdvantageConfig(Section):
     reward_weights: list[float] | None = None
 
 
+class AsyncConfig(Section):
+    """`grpo.async_grpo`: play the next step's episodes while this one trains; they are one step old when they train."""
+
+    enabled: bool = False
+    max_trajectory_age_steps: int = Field(default=1, ge=1)
+
+
 class GRPOConfig(Section):
-    """Group-relative policy optimisation."""
+    """Group-relative policy optimisation.
+
+    `max_steps_without_variance`: the run stops when no group's rewards differ for so many steps in succession; None:
+    never.
+    """
 
     num_prompts_per_step: int = Field(default=32, ge=1)
     num_generations_per_prompt: int = Field(default=16, ge=1)
@@ -78,6 +106,11 @@ class GRPOConfig(Section):
     advantage_clip_low: float | None = None
     advantage_clip_high: float | None = None
     overlong_filtering: bool = False
+    use_dynamic_sampling: bool = False
+    dynamic_sampling_max_gen_batches: int = Field(default=10, ge=1)
+    batch_multiplier: float = Field(default=1.0, ge=1)
+    async_grpo: AsyncConfig = AsyncConfig()
+    max_steps_without_variance: int | None = Field(default=20, ge=1)
     adv_estimator: AdvantageConfig = AdvantageConfig()
     reward_scaling: RewardScalingConfig = RewardScalingConfig()
     reward_shaping: RewardShapingConfig = RewardShapingConfig()
@@ -93,7 +126,13 @@ class GRPOConfig(Section):
 
 
 class LossConfig(Section):
-    """`loss_fn`: the policy-gradient loss of GRPO and its family."""
+    """`loss_fn`: the policy-gradient loss of GRPO and its family.
+
+    `use_importance_sampling_correction`: None switches it on, as episodes come with the log-probabilities that they
+    were sampled with; it is filled in at load, with type `tis` and an upper bound of 2 where no type is set.
+    `use_kl_in_reward`: the KL penalty is taken from the reward of each token and not added to the loss (Reinforce++).
+    `length_normalizer`: the loss is divided by sequences times this number in place of the trained tokens (Dr. GRPO).
+    """
 
     reference_policy_kl_penalty: float = Field(default=0.01, ge=0)
     reference_policy_kl_type: Literal["k1", "k2", "k3"] = "k3"
@@ -103,12 +142,14 @@ class LossConfig(Section):
     ratio_clip_max: float = Field(default=0.2, ge=0)
     ratio_clip_c: float | None = Field(default=None, gt=1)
     use_on_policy_kl_approximation: bool = False
-    use_importance_sampling_correction: bool = False
+    use_importance_sampling_correction: bool | None = None
     truncated_importance_sampling_type: Literal["tis", "icepop", "seq-mask-tis"] | None = None
     truncated_importance_sampling_ratio: float | None = Field(default=None, gt=0)
     truncated_importance_sampling_ratio_min: float | None = Field(default=None, ge=0)
     sequence_level_importance_ratios: bool = False
     token_level_loss: bool = True
     force_on_policy_ratio: bool = False
+    use_kl_in_reward: bool = False
     use_cispo: bool = False
     disable_ppo_ratio: bool = False
+    length_normalizer: int | None = Field(default=None, ge=1)

@@ -2,7 +2,7 @@
 
 In: a step number. Out: a `Batch`: training sequences, the normalisers of the whole batch, metrics, and a ledger in
 which every row or episode stands in exactly one bucket. The order depends on the seed and the step alone, so a resumed
-run sees the same batches. Refuses: a ledger that does not balance.
+run sees the same batches. Refuses: a ledger that does not balance; dynamic sampling that finds too few groups.
 """
 
 from __future__ import annotations
@@ -10,35 +10,25 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from regimen.algorithms.grpo import GRPO, EpisodeScores
+from regimen.algorithms.grpo import GRPO
 from regimen.config.schema import TrainConfig
-from regimen.errors import GenerationError, RunError
+from regimen.errors import RunError
 from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits
 from regimen.gym.collect import Collection, collect_rollouts
 from regimen.gym.environment import Environment, Task
+from regimen.pipelines.batch import Batch
 from regimen.pipelines.datasets import Dataset
-from regimen.rollouts.outcomes import Outcome
-from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
-from regimen.tokens.forest import TrainingSequence, normalisers
+from regimen.pipelines.scoring import dropped_episodes, score_episodes, varied_tasks, with_tokens
+from regimen.tokens.forest import normalisers
 from regimen.tokens.template import Renderer
-
-
-@dataclass(slots=True)
-class Batch:
-    """One global batch. `sequences` are those to compute; the normalisers count those left out as inert too."""
-
-    sequences: list[TrainingSequence]
-    valid_tokens: float
-    valid_sequences: float
-    metrics: dict[str, float] = field(default_factory=dict)
-    ledger: Counter[str] = field(default_factory=Counter)
 
 
 class BatchSource(Protocol):
@@ -50,13 +40,31 @@ class BatchSource(Protocol):
         """The batch of `step`, counted from 0."""
         ...
 
+    def settle(self) -> None:
+        """Wait until nothing is being played: the weights are about to change."""
+        ...
+
+    def close(self) -> None:
+        """Free what the source holds."""
+        ...
+
 
 def shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of `size` things in an epoch: a function of seed and epoch alone."""
     return np.random.Generator(np.random.Philox([seed, epoch])).permutation(size)
 
 
-class DatasetBatches:
+class _AtOnce:
+    """A source that makes each batch when it is asked for it."""
+
+    def settle(self) -> None:
+        """Nothing is ever under way."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class DatasetBatches(_AtOnce):
     """Rows or pairs of a data set, in a new order each epoch; the last batch of an epoch may be smaller."""
 
     def __init__(
@@ -126,149 +134,102 @@ class Player:
         asyncio.run(self.generation.close())
 
 
-class EpisodeBatches:
+class EpisodeBatches(_AtOnce):
     """GRPO: each step plays fresh episodes of the next tasks and turns them into sequences with advantages."""
 
     def __init__(self, config: TrainConfig, algorithm: GRPO, player: Player, tasks: list[Task], folder: Path) -> None:
         assert config.grpo is not None
         self.config, self.grpo, self.algorithm = config, config.grpo, algorithm
         self.player, self.tasks, self.folder = player, tasks, folder
-        self.steps_per_epoch = max(1, len(tasks) // self.grpo.num_prompts_per_step)
+        self.num_tasks = config.tasks_per_generation
+        self.steps_per_epoch = max(1, len(tasks) // self.num_tasks)
         self.total_steps = min(self.grpo.max_num_epochs * self.steps_per_epoch, self.grpo.max_num_steps)
 
     def batch(self, step: int) -> Batch:
         """Play the tasks of `step` and score them."""
+        if self.grpo.use_dynamic_sampling:
+            return self._dynamic(step)
+        tasks = next(self._draws(step))
+        played = self._play(tasks, step, 1)
+        return self.of_rows(played.rows, played.failures, [task.index for task in tasks])
+
+    def of_rows(
+        self, rows: list[dict[str, Any]], failures: list[dict[str, Any]], order: Sequence[int] | None = None
+    ) -> Batch:
+        """Advantages and sequences of played episodes; `order` is that in which optimiser steps take the tasks."""
+        if self.config.updates_per_step == 1:
+            return score_episodes(self.algorithm, rows, failures, None)
+        order = order or sorted({row["_ng_task_index"] for row in (*rows, *failures)})
+        place = {task: position * self.grpo.num_generations_per_prompt for position, task in enumerate(order)}
+        size = self.config.global_batch_size
+        updates = [(place[row["_ng_task_index"]] + row["_ng_rollout_index"]) // size for row in rows]
+        return score_episodes(self.algorithm, rows, failures, updates)
+
+    def _draws(self, step: int) -> Iterator[list[Task]]:
+        """The tasks of `step`, then more for dynamic sampling, until each task was drawn once."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        count = self.grpo.num_prompts_per_step
         size = len(self.tasks)
         order = shuffled(size, self.grpo.seed, epoch) if self.config.data.shuffle else np.arange(size)
-        tasks = [self.tasks[index] for index in order[within * count : (within + 1) * count]]
-        output = self.folder / "rollouts" / f"step_{step + 1}.jsonl"
+        first = within * self.num_tasks
+        yield [self.tasks[index] for index in order[first : first + self.num_tasks]]
+        others = np.concatenate([order[:first], order[first + self.num_tasks :]])
+        others = others[np.random.Generator(np.random.Philox([self.grpo.seed, epoch, step])).permutation(len(others))]
+        for start in range(0, len(others), self.num_tasks):
+            yield [self.tasks[index] for index in others[start : start + self.num_tasks]]
+
+    def _play(self, tasks: list[Task], step: int, attempt: int) -> Collection:
+        name = f"step_{step + 1}.jsonl" if attempt == 1 else f"step_{step + 1}_batch_{attempt}.jsonl"
+        output = self.folder / "rollouts" / name
         output.parent.mkdir(parents=True, exist_ok=True)
-        played = self.player.play(tasks, self.grpo.num_generations_per_prompt, self.grpo.seed, step, output)
-        return self.of_rows(played.rows, played.failures)
+        return self.player.play(tasks, self.grpo.num_generations_per_prompt, self.grpo.seed, step, output)
 
-    def of_rows(self, rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> Batch:
-        """Advantages and sequences of played episodes.
-
-        Failures, and episodes in which nothing was sampled, are counted and stay out of every baseline.
-        """
-        num_episodes = len(rows) + len(failures)
-        ledger: Counter[str] = Counter(f"failed:{row['_ng_failure_class']}" for row in failures)
-        rows, episodes = _with_tokens(rows, ledger)
-        scores = EpisodeScores(
-            reward=np.array([row["reward"] for row in rows], np.float64),
-            group=np.array([row["_ng_task_index"] for row in rows], np.int64),
-            length=np.array([sum(s.num_trained for s in episode) for episode in episodes], np.int64),
-            truncated=np.array([row["regimen"]["outcome"] == Outcome.TRUNCATED for row in rows], bool),
-        )
-        result = self.algorithm.advantages(scores)
-        everything: list[TrainingSequence] = []
-        computed: list[TrainingSequence] = []
-        for index, episode in enumerate(episodes):
-            advantage = float(result.advantage[index])
-            made = [_sequence(s, index, advantage, bool(result.used[index])) for s in episode]
-            everything.extend(made)
-            inert = self.algorithm.is_inert(advantage)
-            ledger[_bucket(bool(result.used[index]), bool(result.has_variance[index]), inert)] += 1
-            if result.used[index] and not inert:
-                computed.extend(made)
-        if sum(ledger.values()) != num_episodes:
-            raise RunError(f"{dict(ledger)} does not add up to {num_episodes} episodes")
-        tokens, count = normalisers(everything)
-        return Batch(computed, tokens, count, _figures(scores, result.advantage, rows, len(failures)), ledger)
-
-
-def _with_tokens(
-    rows: list[dict[str, Any]], ledger: Counter[str]
-) -> tuple[list[dict[str, Any]], list[list[TokenSequence]]]:
-    """The episodes in which something was sampled, and their sequences; the ledger takes the others."""
-    kept: list[dict[str, Any]] = []
-    episodes: list[list[TokenSequence]] = []
-    for row in rows:
-        sequences = sequences_of(turns_of(row["response"]["output"]))
-        if any(sequence.num_trained for sequence in sequences):
-            kept.append(row)
-            episodes.append(sequences)
-        else:
-            ledger["no_tokens"] += 1
-    return kept, episodes
+    def _dynamic(self, step: int) -> Batch:
+        """Play batches of tasks until enough groups differ in reward; the others are counted and left out."""
+        wanted, limit = self.grpo.num_prompts_per_step, self.grpo.dynamic_sampling_max_gen_batches
+        kept: list[int] = []
+        rows, failures, rewards = list[dict[str, Any]](), list[dict[str, Any]](), list[float]()
+        dropped: Counter[str] = Counter()
+        attempt = 0
+        for attempt, tasks in enumerate(self._draws(step), 1):
+            played = self._play(tasks, step, attempt)
+            rewards += [row["reward"] for row in with_tokens(played.rows, Counter())[0]]
+            varied = varied_tasks(self.algorithm, played.rows)
+            chosen = [task.index for task in tasks if task.index in varied]
+            room = wanted - len(kept)
+            kept += chosen[:room]
+            for group in (task.index for task in tasks):
+                of_group = _of_task(played.rows, group), _of_task(played.failures, group)
+                if group in kept:
+                    rows += of_group[0]
+                    failures += of_group[1]
+                else:
+                    dropped += dropped_episodes(
+                        *of_group, "dropped_surplus" if group in varied else "dropped_zero_variance"
+                    )
+            if len(kept) == wanted or attempt == limit:
+                break
+        if len(kept) < wanted:
+            raise _too_few_groups(len(kept), wanted, attempt, attempt < limit)
+        batch = self.of_rows(rows, failures, kept)
+        batch.ledger.update(dropped)
+        batch.metrics |= {
+            "reward": float(np.mean(rewards)),
+            "filtered_reward": batch.metrics["reward"],
+            "dynamic_sampling_num_gen_batches": float(attempt),
+            "dynamic_sampling_num_discarded_valid_samples": float(dropped["dropped_surplus"]),
+        }
+        return batch
 
 
-def _bucket(used: bool, has_variance: bool, inert: bool) -> str:
-    if not used:
-        return "filtered"
-    if not inert:
-        return "trained"
-    return "zero_advantage" if has_variance else "zero_variance"
+def _of_task(rows: list[dict[str, Any]], task: int) -> list[dict[str, Any]]:
+    return [row for row in rows if row["_ng_task_index"] == task]
 
 
-def _sequence(sequence: TokenSequence, episode: int, advantage: float, used: bool) -> TrainingSequence:
-    return TrainingSequence(
-        ids=sequence.ids,
-        spans=sequence.spans,
-        episode=episode,
-        sample_mask=float(used),
-        advantage=np.full(sequence.num_trained, advantage, np.float32),
-        sampled_logprob=np.array(sequence.logprobs, np.float32),
+def _too_few_groups(found: int, wanted: int, attempts: int, used_up: bool) -> RunError:
+    seen = f"{found} groups of {wanted} differ in reward after {attempts} batches of tasks"
+    return RunError(
+        f"{seen}, which are all there are" if used_up else seen,
+        where="grpo.use_dynamic_sampling",
+        fix="train on tasks that the model solves sometimes; lower grpo.num_prompts_per_step; raise "
+        "grpo.num_generations_per_prompt or grpo.dynamic_sampling_max_gen_batches",
     )
-
-
-def _figures(
-    scores: EpisodeScores, advantage: np.ndarray, rows: list[dict[str, Any]], num_failures: int
-) -> dict[str, float]:
-    reward = scores.reward
-    groups = {int(g): reward[scores.group == g] for g in np.unique(scores.group)}
-    return {
-        "reward": float(reward.mean()) if len(reward) else math.nan,
-        "reward_std": float(reward.std()) if len(reward) else math.nan,
-        "groups_with_variance": sum(float(np.ptp(g) > 0) for g in groups.values()) / max(1, len(groups)),
-        "advantages/mean": float(advantage.mean()) if len(advantage) else 0.0,
-        "advantages/max": float(advantage.max(initial=0.0)),
-        "advantages/min": float(advantage.min(initial=0.0)),
-        "truncation_rate": float(scores.truncated.mean()) if len(reward) else 0.0,
-        "mean_gen_tokens_per_sample": float(scores.length.mean()) if len(reward) else 0.0,
-        "turns_per_sample": float(np.mean([row["num_turns"] for row in rows])) if rows else 0.0,
-        "num_episodes": float(len(rows)),
-        "num_failed": float(num_failures),
-    }
-
-
-class Agreement:
-    """Compares the generator's log-probabilities with the policy's own, each step, before the weights change.
-
-    float32: at most 1e-4 on every token. bfloat16: a mean of at most 0.06, rounding being what it is.
-    """
-
-    def __init__(self, precision: str) -> None:
-        self.exact = precision == "float32"
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin a step."""
-        self.total, self.count, self.largest = 0.0, 0, 0.0
-
-    def add(self, difference: np.ndarray) -> None:
-        """Take the differences of a micro-batch's trained tokens."""
-        absolute = np.abs(difference)
-        self.total += float(absolute.sum())
-        self.count += absolute.size
-        self.largest = float(np.maximum(self.largest, absolute.max(initial=0.0)))  # NaN stays NaN, unlike with max
-
-    def check(self) -> dict[str, float]:
-        """The step's figures; raises `GenerationError` beyond the bound."""
-        mean = self.total / max(1, self.count)
-        figures = {"gen_logprob_error_mean": mean, "gen_logprob_error_max": self.largest}
-        seen, bound = (self.largest, 1e-4) if self.exact else (mean, 0.06)
-        if not seen <= bound:
-            raise GenerationError(
-                f"log-probabilities differ from the policy's by {seen:.2g} ({'largest' if self.exact else 'mean'})",
-                expected=f"at most {bound:g}",
-                fix="the generator has other weights, another temperature or another precision than the policy",
-            )
-        return figures
-
-
-def with_reference(sequences: list[TrainingSequence], values: list[np.ndarray]) -> list[TrainingSequence]:
-    """The sequences with their reference log-probabilities."""
-    return [replace(s, reference_logprob=v) for s, v in zip(sequences, values, strict=True)]

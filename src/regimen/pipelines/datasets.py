@@ -43,8 +43,10 @@ class Dataset:
     path: str = ""
 
 
-def load_dataset(config: DatasetConfig, renderer: Renderer, max_length: int, *, pairs: bool) -> Dataset:
-    """Read `config.data_path` into memory as token sequences.
+def load_dataset(
+    config: DatasetConfig, renderer: Renderer, max_length: int, *, pairs: bool, only_final: bool = False
+) -> Dataset:
+    """Read `config.data_path` into memory as token sequences; `only_final` trains the last assistant turn of a row.
 
     Raises `UsageError` where the file is missing or empty, `ConvertError` for a row that is not of the data set's kind.
     """
@@ -55,6 +57,7 @@ def load_dataset(config: DatasetConfig, renderer: Renderer, max_length: int, *, 
     for number, row, record in rows_of(path, PairRecord if pairs else EpisodeRecord):
         where = f"{path}:{number}"
         sequences = _pair(row, record, config, renderer, where) if pairs else _row(row, record, config, renderer, where)
+        sequences = _final_turn(sequences) if only_final else sequences
         _keep(dataset, sequences, number, max_length, pairs)
     if not dataset.examples:
         raise UsageError(
@@ -113,6 +116,11 @@ def _row(
     messages, tools = sft_messages(row, config, where)
     # Without a sidecar nothing tells examples in the prompt from answers: every assistant message trains.
     return _sequences(messages, tools, record, 0, renderer, where)
+
+
+def _final_turn(sequences: list[TrainingSequence]) -> list[TrainingSequence]:
+    """The sequence of the last turn with that turn alone to train; what no longer trains needs no computing."""
+    return [replace(sequence, spans=sequence.spans[-1:]) for sequence in sequences[-1:]]
 
 
 def sft_messages(row: dict[str, Any], config: DatasetConfig, where: str) -> tuple[list[Message], list[Message]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +23,12 @@ from regimen.errors import ConfigError, UsageError
 from regimen.generation.base import Sampling
 from regimen.gym.agent import Limits
 from regimen.gym.environment import Environment
-from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player, with_reference
+from regimen.pipelines.ahead import AheadBatches
+from regimen.pipelines.batch import with_reference
+from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player
 from regimen.pipelines.datasets import Dataset, load_dataset
 from regimen.pipelines.models import check_length, resolve_model
+from regimen.pipelines.reference_cache import ReferenceCache
 from regimen.pipelines.tasks import environment_of, tasks_of_dataset
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.registry import resolve
@@ -52,6 +55,7 @@ class Prepared:
 
     def close(self) -> None:
         """Free what holds threads or memory."""
+        self.source.close()
         if self.player is not None:
             self.player.close()
 
@@ -92,14 +96,18 @@ def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, fo
         raise ConfigError("there is no training data", where="data.train", expected="dataset_name and data_path")
     pairs = algorithm.batches == "pairs"
     length = config.policy.max_total_sequence_length
-    train_rows = load_dataset(config.data.train, renderer, length, pairs=pairs)
-    held_out = None if config.data.validation is None else _held_out(config.data.validation, renderer, length, pairs)
+    only_final = config.sft is not None and config.sft.only_unmask_final
+
+    def load(data: DatasetConfig) -> Dataset:
+        return load_dataset(data, renderer, length, pairs=pairs, only_final=only_final)
+
+    train_rows = load(config.data.train)
+    held_out = (
+        None if config.data.validation is None or _has_no_rows(config.data.validation) else load(config.data.validation)
+    )
     policy = load_policy(config, train=for_training)
     if algorithm.needs_reference and for_training:
-        reference = load_policy(config, train=False)
-        for dataset in filter(None, (train_rows, held_out)):
-            _add_references(dataset, reference, config.policy.logprob_token_budget)
-        del reference
+        _add_references([dataset for dataset in (train_rows, held_out) if dataset is not None], config, renderer)
     source = DatasetBatches(
         train_rows,
         config.global_batch_size,
@@ -127,20 +135,28 @@ def _validation_buckets(held_out: Dataset) -> dict[str, int]:
     return {("validation" if name == used else f"validation_{name}"): n for name, n in held_out.buckets.items()}
 
 
-def _held_out(config: DatasetConfig, renderer: Renderer, length: int, pairs: bool) -> Dataset | None:
-    """The validation rows, or None where converting left none for validation."""
-    if config.data_path is not None and not Path(config.data_path).exists():
-        folder = Path(config.data_path).parent
-        if (folder / "manifest.json").is_file():
-            return None
-    return load_dataset(config, renderer, length, pairs=pairs)
+def _has_no_rows(config: DatasetConfig) -> bool:
+    """Whether converting left no rows for validation, and so no file."""
+    path = None if config.data_path is None else Path(config.data_path)
+    return path is not None and not path.exists() and (path.parent / "manifest.json").is_file()
 
 
-def _add_references(dataset: Dataset, reference: LocalPolicy, budget: int) -> None:
-    """Compute the reference's log-probabilities of all examples once, before training."""
-    sequences = [sequence for example in dataset.examples for sequence in example.sequences]
-    filled = iter(with_reference(sequences, logprobs_of(reference, sequences, budget)))
-    for example in dataset.examples:
+def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: Renderer) -> None:
+    """The reference's log-probabilities of all examples: kept from an earlier run, or computed once before training."""
+    assert config.dpo is not None  # no other algorithm on rows has a reference
+    examples = [example for dataset in datasets for example in dataset.examples]
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    cache = ReferenceCache.of(config, renderer, sequences) if config.dpo.cache_reference_logprobs else None
+    values = None if cache is None else cache.load()
+    if values is None:
+        reference = load_policy(config, train=False)
+        # Each by itself: pairs are numbered anew in each data set, and nothing here compares their sides.
+        alone = [replace(sequence, pair=-1) for sequence in sequences]
+        values = logprobs_of(reference, alone, config.policy.logprob_token_budget)
+        if cache is not None:
+            cache.save(values)
+    filled = iter(with_reference(sequences, values))
+    for example in examples:
         example.sequences[:] = [next(filled) for _ in example.sequences]
 
 
@@ -193,27 +209,22 @@ def _with_episodes(
     assert config.grpo is not None
     if config.policy.generation is None:
         raise ConfigError("there is no generation", where="policy.generation", expected="GRPO plays episodes")
-    if config.updates_per_step != 1:
-        raise ConfigError(
-            f"{config.updates_per_step} optimiser steps per batch of episodes are not built yet",
-            where="policy.train_global_batch_size",
-            expected=f"{config.episodes_per_step} (num_prompts_per_step x num_generations_per_prompt)",
-        )
     if config.data.train is None:
         raise ConfigError("there are no tasks", where="data.train", expected="dataset_name: Environment, env_name")
     environment = environment_of(config, config.data.train)
     tasks = tasks_of_dataset(config.data.train, environment, "train")
-    if len(tasks) < config.grpo.num_prompts_per_step:
-        raise ConfigError(
-            f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.grpo.num_prompts_per_step}"
-        )
+    if len(tasks) < config.tasks_per_generation:
+        raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
     policy = load_policy(config, train=for_training)
     player = _player(config, environment, renderer)
+    source: BatchSource = EpisodeBatches(config, algorithm, player, tasks, folder)
+    if config.grpo.async_grpo.enabled and for_training:
+        source = AheadBatches(source, config.grpo.async_grpo.max_trajectory_age_steps)
     return Prepared(
         algorithm=algorithm,
         renderer=renderer,
         policy=policy,
-        source=EpisodeBatches(config, algorithm, player, tasks, folder),
+        source=source,
         reference=load_policy(config, train=False) if algorithm.needs_reference and for_training else None,
         player=player,
         validation=_episode_validation(config, player, folder),

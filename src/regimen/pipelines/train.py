@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +25,14 @@ from regimen.config import check_runnable
 from regimen.config.load import dump
 from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError, RunError
-from regimen.pipelines.batches import Agreement, Batch, with_reference
+from regimen.pipelines.batch import Batch, with_previous, with_reference
 from regimen.pipelines.prepare import Prepared, logprobs_of, prepare
 from regimen.pipelines.run import INFO_FILE, STATE_FILE, RunFolder, listening_for_stop, publish_model, write_text
 from regimen.pipelines.show import show_first_batch
+from regimen.pipelines.updates import Agreement, step_figures
 from regimen.policy.base import LossOutput, StepResult, Supervision
 from regimen.policy.checkpoint import load_state, save_state
-from regimen.tokens.forest import Forest
+from regimen.tokens.forest import Forest, TrainingSequence
 from regimen.tokens.packing import micro_batches
 from regimen.tracking.base import TrackerGroup, open_trackers
 
@@ -171,42 +171,89 @@ class _Trainer:
         metrics = {**batch.metrics, **{f"episodes/{name}": float(n) for name, n in batch.ledger.items()}}
         if batch.sequences:
             metrics |= self._update(batch)
-            self._hand_over(step + 1)
-        else:
+        elif self.algorithm.batches == "episodes":
             metrics["skipped"] = 1.0
+        else:
+            raise RunError("the batch holds nothing to train", where=f"step {step + 1}", fix="look at --show-batch")
+        self._hand_over(step + 1)
+        metrics |= self._without_variance(metrics)
         self._log(step + 1, metrics, "train", tracker)
         ended = time.monotonic()
         timing = {"total": ended - began, "batch": generated - began, "update": ended - generated}
         tracker.log(step + 1, timing, "timing/train")
+        self._check_variance(step + 1)
+
+    def _without_variance(self, metrics: dict[str, float]) -> dict[str, float]:
+        """For how many steps, this one included, no group's rewards differed. A metric, so that it outlives a kill."""
+        if self.config.grpo is None:
+            return {}
+        before = self.latest.get("train/steps_without_variance", 0.0)
+        return {"steps_without_variance": 0.0 if metrics["groups_with_variance"] else before + 1}
+
+    def _check_variance(self, step: int) -> None:
+        """Stop a run in which there is nothing to learn, with its weights saved."""
+        limit = self.config.grpo.max_steps_without_variance if self.config.grpo is not None else None
+        if limit is None or self.latest["train/steps_without_variance"] < limit:
+            return
+        if self.config.checkpointing.enabled:
+            self._save(step, with_state=True)
+        raise RunError(
+            f"in no group did the rewards differ for {limit} steps in succession: there is nothing to learn",
+            where=f"step {step}",
+            fix="choose tasks that the model solves sometimes, raise grpo.num_generations_per_prompt or the "
+            "temperature, or set grpo.max_steps_without_variance=null",
+        )
 
     def _update(self, batch: Batch) -> dict[str, float]:
-        sequences = batch.sequences
-        if self.prepared.reference is not None:
-            values = logprobs_of(self.prepared.reference, sequences, self.config.policy.logprob_token_budget)
-            sequences = with_reference(sequences, values)
-        forests = micro_batches(
-            sequences,
-            self.config.policy.train_token_budget,
-            valid_tokens=batch.valid_tokens,
-            valid_sequences=batch.valid_sequences,
-        )
-        self.agreement.reset()
+        """One optimiser step, or several where the batch is divided."""
+        sequences, adjusted = self.algorithm.with_logprobs(self._with_logprobs(batch.sequences))
+        updates = batch.divided()
+        steps: list[tuple[StepResult, list[Forest]]] = []
         checked: dict[str, float] = {}
-        result = self.policy.train_step(forests, self._loss, before_step=lambda: checked.update(self._check()))
-        self.losses.append(result.loss)
-        return {**_figures(result, forests), **checked}
+        self.agreement.reset()
+        if self.algorithm.needs_previous:
+            for sequence in sequences:
+                self.agreement.add(sequence.previous_logprob - sequence.sampled_logprob)
+            checked = self._check(batch)
+        for number, update in enumerate(updates, 1):
+            forests = micro_batches(
+                [sequences[row] for row in update.rows],
+                self.config.policy.train_token_budget,
+                valid_tokens=update.valid_tokens,
+                valid_sequences=update.valid_sequences,
+            )
+            # The learning rate's schedule counts steps of the run, as it does where each has one update.
+            more = {} if number == len(updates) else {"advance_schedule": False}
+            before = None if self.algorithm.needs_previous else lambda: checked.update(self._check(batch))
+            steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
+        figures = step_figures(steps)
+        self.losses.append(figures["loss"])
+        return {**figures, **adjusted, **checked}
+
+    def _with_logprobs(self, sequences: list[TrainingSequence]) -> list[TrainingSequence]:
+        """The sequences with what the loss compares with, by the policy and the reference as they are now."""
+        budget = self.config.policy.logprob_token_budget
+        if self.prepared.reference is not None:
+            sequences = with_reference(sequences, logprobs_of(self.prepared.reference, sequences, budget))
+        if self.algorithm.needs_previous:
+            sequences = with_previous(sequences, logprobs_of(self.policy, sequences, budget))
+        return sequences
 
     def _loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
-        if self.algorithm.batches == "episodes":
+        if self.algorithm.batches == "episodes" and not self.algorithm.needs_previous:
             self.agreement.add((logprob.detach() - batch.sampled_logprob).cpu().numpy())
         return self.algorithm.loss(logprob, batch)
 
-    def _check(self) -> dict[str, float]:
-        return self.agreement.check() if self.algorithm.batches == "episodes" else {}
+    def _check(self, batch: Batch) -> dict[str, float]:
+        """Whether sampler and policy agree; they need not where the episodes were played with earlier weights."""
+        if self.algorithm.batches != "episodes":
+            return {}
+        return self.agreement.figures() if batch.age else self.agreement.check()
 
     def _hand_over(self, version: int) -> None:
         """Give the generator the weights that the next episodes are played with."""
         if self.prepared.player is not None:
+            self.prepared.source.settle()
             self.prepared.player.update(version, self.policy.named_tensors())
 
     def _after(self, step: int, total: int, tracker: TrackerGroup, *, stopping: bool) -> None:
@@ -283,26 +330,3 @@ class _Trainer:
         model = self.run.path / "model"
         publish_model(best, model)
         return model
-
-
-def _figures(result: StepResult, forests: list[Forest]) -> dict[str, float]:
-    """A step's figures: the loss's own, and how many tokens sharing prefixes saved."""
-    unrolled = sum(int(np.sum(forest.depth[_last_targets(forest)] + 1)) for forest in forests)
-    # The loss's own figures are means over all valid tokens; those of inert episodes were not computed.
-    computed = sum(float(forest.weight.sum()) for forest in forests)
-    share = computed / forests[0].valid_tokens
-    return {
-        **{name: value / share for name, value in result.metrics.items()},
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "lr": result.learning_rate,
-        "computed_tokens": float(result.computed_tokens),
-        "tokens_without_sharing": float(unrolled),
-        "micro_batches": float(len(forests)),
-    }
-
-
-def _last_targets(forest: Forest) -> np.ndarray:
-    """The last token of each sequence."""
-    ends = np.flatnonzero(np.append(np.diff(forest.sequence) > 0, True)) if len(forest.sequence) else []
-    return forest.target[ends]

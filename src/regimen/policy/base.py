@@ -73,11 +73,17 @@ class Policy(Protocol):
         ...
 
     def train_step(
-        self, forests: Sequence[Forest], loss: Loss, before_step: Callable[[], None] | None = None
+        self,
+        forests: Sequence[Forest],
+        loss: Loss,
+        before_step: Callable[[], None] | None = None,
+        *,
+        advance_schedule: bool = True,
     ) -> StepResult:
         """Accumulate the loss over `forests`, clip, step. Raises `PolicyError` on a non-finite gradient.
 
         `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
+        `advance_schedule`: whether this is the last optimiser step of a step of the run.
         """
         ...
 

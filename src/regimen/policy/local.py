@@ -74,11 +74,17 @@ class LocalPolicy:
             return [self._logprobs(forest).cpu().numpy() for forest in forests]
 
     def train_step(
-        self, forests: Sequence[Forest], loss: Loss, before_step: Callable[[], None] | None = None
+        self,
+        forests: Sequence[Forest],
+        loss: Loss,
+        before_step: Callable[[], None] | None = None,
+        *,
+        advance_schedule: bool = True,
     ) -> StepResult:
         """Accumulate the loss over `forests`, clip, step. Raises `PolicyError` on a non-finite gradient.
 
         `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
+        `advance_schedule`: whether this is the last optimiser step of a step of the run.
         """
         if self.optimizer is None or self.schedule is None:
             raise PolicyError("this policy was loaded for reading and cannot train")
@@ -96,7 +102,8 @@ class LocalPolicy:
             before_step()
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
-        self.schedule.step()
+        if advance_schedule:
+            self.schedule.step()
         return StepResult(total, norm, rate, metrics, sum(forest.num_tokens for forest in forests))
 
     def evaluate(self, forests: Sequence[Forest], loss: Loss) -> StepResult:

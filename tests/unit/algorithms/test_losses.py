@@ -664,3 +664,102 @@ def test_a_masked_micro_batch_of_a_live_batch_has_no_share() -> None:
 def test_contradicting_options_are_refused_by_name(options: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         PolicyGradientOptions(**options)
+
+
+# --- other preference losses -------------------------------------------------------------------------------------
+
+BETA = 0.5
+# Two pairs with margins (lp - ref of chosen, summed, minus that of rejected) of 3 and -1.
+MARGINS = [
+    Row([-1.0, -1.0], ref=[-2.0, -2.0], pair=0, is_chosen=True),
+    Row([-2.0], ref=[-1.0], pair=0),
+    Row([-1.5], ref=[-1.5], pair=1, is_chosen=True),
+    Row([-1.0, -2.0], ref=[-2.0, -2.0], pair=1),
+]
+
+
+def log1p_exp(value: float) -> float:
+    return math.log1p(math.exp(value))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "slopes"),
+    [
+        # (margin - 1 / (2 beta))^2: 2^2 and 2^2; slopes 2 (margin - 1).
+        ({"loss_type": "ipo"}, (4.0 + 4.0) / 2, (4.0, -4.0)),
+        # max(0, 1 - beta margin): 0 and 1.5; slopes 0 and -beta.
+        ({"loss_type": "hinge"}, (0.0 + 1.5) / 2, (0.0, -0.5)),
+        # (1 - e) log(1 + exp(-beta m)) + e log(1 + exp(beta m)); slopes beta (sigmoid(beta m) - (1 - e)).
+        (
+            {"label_smoothing": 0.2},
+            (0.8 * log1p_exp(-1.5) + 0.2 * log1p_exp(1.5) + 0.8 * log1p_exp(0.5) + 0.2 * log1p_exp(-0.5)) / 2,
+            (0.5 * (1 / (1 + math.exp(-1.5)) - 0.8), 0.5 * (1 / (1 + math.exp(0.5)) - 0.8)),
+        ),
+        # ((1 - e) log(1 + exp(-beta m)) - e log(1 + exp(beta m))) / (1 - 2 e);
+        # slopes beta (-(1 - e) sigmoid(-beta m) - e sigmoid(beta m)) / (1 - 2 e).
+        (
+            {"loss_type": "robust", "label_smoothing": 0.2},
+            (0.8 * log1p_exp(-1.5) - 0.2 * log1p_exp(1.5) + 0.8 * log1p_exp(0.5) - 0.2 * log1p_exp(-0.5)) / 2 / 0.6,
+            (
+                0.5 * (-0.8 / (1 + math.exp(1.5)) - 0.2 / (1 + math.exp(-1.5))) / 0.6,
+                0.5 * (-0.8 / (1 + math.exp(-0.5)) - 0.2 / (1 + math.exp(0.5))) / 0.6,
+            ),
+        ),
+    ],
+)
+def test_preference_losses_by_hand(options: dict[str, Any], expected: float, slopes: tuple[float, float]) -> None:
+    logprob, batch = build(MARGINS)
+    output = dpo_loss(logprob, batch, PreferenceOptions(reference_policy_kl_penalty=BETA, **options))
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+    first, second = (slope / 2 for slope in slopes)  # two pairs
+    assert logprob.grad is not None
+    assert logprob.grad.tolist() == pytest.approx([first, first, -first, second, -second, -second], rel=1e-5, abs=1e-7)
+    assert output.metrics["accuracy"] == 0.5
+
+
+def test_ipo_of_averages() -> None:
+    """Margins of averages: 1 + 1 = 2 and 0 - 0.5; (m - 1)^2 = 1 and 2.25."""
+    logprob, batch = build(MARGINS)
+    options = PreferenceOptions(reference_policy_kl_penalty=BETA, loss_type="ipo", preference_average_log_probs=True)
+    assert dpo_loss(logprob, batch, options).loss.item() == pytest.approx(3.25 / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"loss_type": "kto"}, "loss_type"),
+        ({"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss_type": "robust"}, "label_smoothing"),
+        ({"label_smoothing": 0.5}, "label_smoothing"),
+    ],
+)
+def test_preference_options_that_say_nothing_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        PreferenceOptions(**options)
+
+
+# --- a constant length ------------------------------------------------------------------------------------------
+
+
+def test_a_constant_length_divides_in_place_of_the_tokens() -> None:
+    """On policy, advantages 2 and -1 on 2 and 3 tokens: -(2 * 2 - 1 * 3) / (2 sequences * 10)."""
+    rows = [Row([-1.0, -2.0], advantage=2.0), Row([-1.0, -1.0, -1.0], advantage=-1.0)]
+    loss, gradient, figures = run(rows, length_normalizer=10)
+    assert loss == pytest.approx(-1 / 20)
+    assert gradient == pytest.approx([-2 / 20] * 2 + [1 / 20] * 3)
+    assert figures["probs_ratio"] == pytest.approx(1.0)  # figures stay means over tokens
+
+
+def test_a_constant_length_divides_the_kl_penalty_too() -> None:
+    """k2 of a log-ratio of 1 is 1/2, on one token of one sequence of length 4; weight 0.1."""
+    rows = [Row([-1.0], ref=[0.0])]
+    options = {"reference_policy_kl_penalty": 0.1, "reference_policy_kl_type": "k2"}
+    assert run(rows, length_normalizer=4, **options)[0] == pytest.approx(0.1 * 0.5 / 4)
+    assert run(rows, **options)[0] == pytest.approx(0.1 * 0.5)
+
+
+@pytest.mark.parametrize("options", [{"length_normalizer": 0}, {"length_normalizer": 4, "token_level_loss": False}])
+def test_a_constant_length_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="length_normalizer"):
+        PolicyGradientOptions(**options)

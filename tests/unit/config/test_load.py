@@ -11,6 +11,7 @@ from regimen.config import (
     load_iterate_config,
     load_train_config,
 )
+from regimen.config.schema import TrainConfig
 from regimen.config.source import shipped_names
 from regimen.errors import ConfigError
 
@@ -83,7 +84,9 @@ def test_guide_grpo_means_what_it_says():
     assert config.grpo.adv_estimator.use_leave_one_out_baseline is True
     assert config.loss_fn.reference_policy_kl_penalty == 0.01
     assert (config.loss_fn.ratio_clip_min, config.loss_fn.ratio_clip_max) == (0.2, 0.2)
-    assert config.loss_fn.use_importance_sampling_correction is False
+    loss = config.loss_fn
+    assert (loss.use_importance_sampling_correction, loss.truncated_importance_sampling_type) == (True, "tis")
+    assert (loss.truncated_importance_sampling_ratio, loss.truncated_importance_sampling_ratio_min) == (2.0, None)
     assert config.policy.optimizer.kwargs["lr"] == 5e-6
     assert config.policy.generation is not None
     assert (config.policy.generation.backend, config.policy.generation.max_new_tokens) == ("transformers", 1024)
@@ -101,7 +104,8 @@ def test_shipped_configurations_load(name: str):
     last = name.split("/")[-1]
     if name.startswith("quickstart/"):
         config = loaders.get(last, load_train_config)(name)
-        assert config.notes == []
+        plays = isinstance(config, TrainConfig) and config.grpo is not None
+        assert [note[:30] for note in config.notes] == (["importance-sampling correction"] if plays else [])
         return
     dataset = {"sft": "openai_format", "dpo": "PreferenceDataset"}.get(last, "NemoGymDataset")
     paths = [f"data.{entry}.data_path={entry}.jsonl" for entry in ("train", "validation")]

@@ -34,8 +34,12 @@ def sft(*overrides: str) -> TrainConfig:
         ("loss_fn.ratio_clip_c=1.0", "loss_fn.ratio_clip_c", "expected greater than 1"),
         ("loss_fn.ratio_clip_min=-0.1", "loss_fn.ratio_clip_min", "greater than or equal to 0"),
         ("loss_fn.sequence_level_importance_ratios=true", "loss_fn.sequence_level", "token_level_loss: false with it"),
-        ("loss_fn.truncated_importance_sampling_type=tis", "loss_fn.truncated_importance_sampling_type", "null, as"),
-        ("loss_fn.truncated_importance_sampling_ratio=2.0", "loss_fn.truncated_importance_sampling_ratio", "null, as"),
+        ("loss_fn.truncated_importance_sampling_type=tis", "loss_fn.truncated_importance_sampling_ratio", "a positive"),
+        ("loss_fn.truncated_importance_sampling_ratio=0", "loss_fn.truncated_importance_sampling_ratio", "greater"),
+        ("grpo.batch_multiplier=2.0", "grpo.batch_multiplier", "only dynamic sampling reads it"),
+        ("grpo.batch_multiplier=0.5", "grpo.batch_multiplier", "greater than or equal to 1"),
+        ("grpo.dynamic_sampling_max_gen_batches=0", "grpo.dynamic_sampling_max_gen_batches", "or equal to 1"),
+        ("grpo.max_steps_without_variance=0", "grpo.max_steps_without_variance", "or equal to 1"),
         ("loss_fn.reference_policy_kl_type=k4", "loss_fn.reference_policy_kl_type", "'k1', 'k2' or 'k3'"),
         ("grpo.skip_reference_policy_logprobs_calculation=true", "grpo.skip_", "reference_policy_kl_penalty=0"),
         ("grpo.adv_estimator.name=gae", "grpo.adv_estimator.name", "'grpo', 'gdpo' or 'reinforce_plus_plus'"),
@@ -65,6 +69,26 @@ def test_grpo_refusals(override: str, where: str, fix: str):
         (["grpo.reward_scaling.enabled=true", "grpo.reward_scaling.source_min=2.0"], "less than source_max"),
         (["grpo.reward_shaping.enabled=true", "grpo.reward_shaping.max_response_length=null"], "is missing, but"),
         (["loss_fn.use_cispo=true", "loss_fn.ratio_clip_c=3.0"], "null, as use_cispo is set"),
+        (["loss_fn.use_importance_sampling_correction=false", "loss_fn.truncated_importance_sampling_type=tis"],
+         "null, as use_importance_sampling_correction is false"),
+        (["loss_fn.use_importance_sampling_correction=true", "loss_fn.truncated_importance_sampling_ratio=2.0"],
+         "null, as truncated_importance_sampling_type is null"),
+        (["loss_fn.force_on_policy_ratio=true", "policy.train_global_batch_size=256"], "only the first of 2 optimiser"),
+        (["loss_fn.length_normalizer=512", "loss_fn.token_level_loss=false"], "null, as token_level_loss is false"),
+        (["grpo.async_grpo.enabled=true", "loss_fn.use_importance_sampling_correction=false"],
+         "use_importance_sampling_correction: true with it"),
+        (["loss_fn.use_kl_in_reward=true"], "reinforce_plus_plus with it"),
+        (["loss_fn.use_kl_in_reward=true", "grpo.adv_estimator.name=reinforce_plus_plus",
+          "loss_fn.reference_policy_kl_penalty=0"], "expected more than 0"),
+        (["loss_fn.use_kl_in_reward=true", "grpo.adv_estimator.name=reinforce_plus_plus",
+          "loss_fn.force_on_policy_ratio=true"], "but use_kl_in_reward is set; expected false"),
+        (["grpo.adv_estimator.name=gdpo", "grpo.adv_estimator.minus_baseline=false"], "gdpo always compares"),
+        (["grpo.adv_estimator.name=gdpo", "grpo.reward_scaling.enabled=true"], "components of rewards as they are"),
+        (["grpo.adv_estimator.name=gdpo", "grpo.reward_shaping.enabled=true"], "components of rewards as they are"),
+        (["grpo.adv_estimator.name=reinforce_plus_plus", "grpo.num_generations_per_prompt=1"], "expected at least 2"),
+        (["grpo.use_dynamic_sampling=true", "grpo.num_generations_per_prompt=1",
+          "grpo.use_leave_one_out_baseline=false"], "a group of one cannot differ"),
+        (["policy.generation.val_temperature=0", "grpo.val_num_generations_per_prompt=4"], "all answers to a task"),
         (["loss_fn.force_on_policy_ratio=true", "loss_fn.disable_ppo_ratio=true"], "disable_ppo_ratio is set"),
         (
             ["loss_fn.use_importance_sampling_correction=true", "loss_fn.truncated_importance_sampling_type=icepop",
@@ -83,6 +107,7 @@ def test_good_grpo_passes_and_can_run():
                   "loss_fn.truncated_importance_sampling_ratio=2.0", "loss_fn.ratio_clip_c=3.0")  # fmt: skip
     check_runnable(config)
     assert config.notes == ["without validation data, checkpoints are kept by age: checkpointing.metric_name"]
+    assert grpo("grpo.use_dynamic_sampling=true", "grpo.batch_multiplier=1.5").tasks_per_generation == 48
 
 
 def test_a_group_of_one_needs_no_leave_one_out():
@@ -90,11 +115,35 @@ def test_a_group_of_one_needs_no_leave_one_out():
     assert config.global_batch_size == 32
 
 
-def test_what_loads_but_cannot_run_is_refused_by_name():
+def test_a_divided_batch_is_noted_and_runs():
     several = grpo("policy.train_global_batch_size=128")
     assert any("4 optimiser steps for each batch" in note for note in several.notes)
-    with pytest.raises(ConfigError, match=r"policy\.train_global_batch_size=512"):
-        check_runnable(several)
+    check_runnable(several)
+
+
+def test_correction_is_on_where_nothing_is_said_and_says_so():
+    on = grpo("loss_fn.truncated_importance_sampling_ratio=3.0")
+    loss = on.loss_fn
+    assert (loss.use_importance_sampling_correction, loss.truncated_importance_sampling_type) == (True, "tis")
+    assert loss.truncated_importance_sampling_ratio == 3.0
+    assert any(note.startswith("importance-sampling correction is on (tis, weights up to 3.0)") for note in on.notes)
+    icepop = ["type=icepop", "ratio=5.0", "ratio_min=0.5"]
+    chosen = grpo(*(f"loss_fn.truncated_importance_sampling_{value}" for value in icepop)).loss_fn
+    assert (chosen.use_importance_sampling_correction, chosen.truncated_importance_sampling_type) == (True, "icepop")
+    for value in ("true", "false"):  # what is said is taken as it is: without a type weights have no bound
+        said = grpo(f"loss_fn.use_importance_sampling_correction={value}")
+        assert said.loss_fn.use_importance_sampling_correction is (value == "true")
+        assert said.loss_fn.truncated_importance_sampling_type is None
+        assert not any("importance" in note for note in said.notes)
+
+
+def test_reinforce_plus_plus_without_a_baseline_takes_groups_of_one():
+    values = ["name=reinforce_plus_plus", "minus_baseline=false"]
+    config = grpo("grpo.num_generations_per_prompt=1", *(f"grpo.adv_estimator.{value}" for value in values))
+    assert config.episodes_per_step == 32
+
+
+def test_what_loads_but_cannot_run_is_refused_by_name():
     paths = ["data.default.dataset_name=ResponseDataset", "data.train.data_path=t", "grpo.val_period=0"]
     with pytest.raises(ConfigError, match="environment 'math' for question-and-answer rows is not implemented"):
         check_runnable(load_train_config("grpo_math_1B", paths))
@@ -167,3 +216,29 @@ def test_token_budgets():
     packed = sft("policy.sequence_packing.enabled=true", "policy.sequence_packing.train_mb_tokens=3000")
     assert (packed.policy.train_token_budget, packed.policy.logprob_token_budget) == (3000, 3000)
     assert sft("policy.train_micro_batch_tokens=500").policy.train_token_budget == 500
+
+
+def dpo(*overrides: str) -> TrainConfig:
+    data = ["data.train.dataset_name=PreferenceDataset", "data.train.data_path=t"]
+    return load_train_config("dpo", [*data, "dpo.val_period=0", "dpo.val_at_start=false", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["dpo.loss_type=kto"], "'sigmoid', 'ipo', 'hinge' or 'robust'"),
+        (["dpo.loss_type=robust"], "more than 0, as dpo.loss_type robust without it is sigmoid"),
+        (["dpo.loss_type=ipo", "dpo.label_smoothing=0.1"], "0, as dpo.loss_type ipo does not read it"),
+        (["dpo.loss_type=hinge", "dpo.label_smoothing=0.1"], "0, as dpo.loss_type hinge does not read it"),
+        (["dpo.label_smoothing=0.5"], "less than 0.5"),
+        (["dpo.preference_loss_weight=0"], "one of them above 0"),
+    ],
+)
+def test_dpo_refusals(overrides: list[str], expected: str):
+    with pytest.raises(ConfigError, match=expected):
+        dpo(*overrides)
+
+
+def test_good_dpo_passes():
+    assert dpo("dpo.loss_type=robust", "dpo.label_smoothing=0.1").dpo is not None
+    assert dpo("dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1").dpo is not None

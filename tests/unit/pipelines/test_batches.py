@@ -10,11 +10,13 @@ import pytest
 
 from regimen.algorithms.grpo import GRPO
 from regimen.config.load import load_train_config
-from regimen.errors import GenerationError
+from regimen.errors import ConfigError, GenerationError, GymError, RunError
 from regimen.gym.collect import Collection
 from regimen.gym.environment import Task
-from regimen.pipelines.batches import Agreement, DatasetBatches, EpisodeBatches, shuffled, with_reference
+from regimen.pipelines.batch import Batch, with_reference
+from regimen.pipelines.batches import DatasetBatches, EpisodeBatches, shuffled
 from regimen.pipelines.datasets import Dataset, Example
+from regimen.pipelines.updates import Agreement
 from regimen.tokens.forest import TrainingSequence
 
 
@@ -102,6 +104,17 @@ def failure(task: int, kind: str = "timed_out") -> dict[str, Any]:
     return {"_ng_task_index": task, "_ng_failure_class": kind}
 
 
+def numbered(*rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with the number of their repeat."""
+    seen: dict[int, int] = {}
+    result = []
+    for row in rows:
+        task = row["_ng_task_index"]
+        result.append({**row, "_ng_rollout_index": seen.get(task, 0)})
+        seen[task] = seen.get(task, 0) + 1
+    return result
+
+
 def source(tmp_path: Path, rows: list, failures: list = [], **grpo: Any) -> EpisodeBatches:  # noqa: B006
     loaded = config(**grpo)
     tasks = [Task(index=index, row={}) for index in range(5)]
@@ -186,6 +199,206 @@ def test_a_step_in_which_everything_failed(tmp_path: Path) -> None:
     assert batch.sequences == []
     assert batch.ledger == {"failed:timed_out": 6}
     assert np.isnan(batch.metrics["reward"])  # and not 0
+
+
+# Several optimiser steps for one batch of episodes
+
+
+def divided(tmp_path: Path, size: int, rows: list, failures: list = []) -> EpisodeBatches:  # noqa: B006
+    tree = {
+        "defaults": "quickstart/grpo",
+        "grpo": {"num_prompts_per_step": 2, "num_generations_per_prompt": 3},
+        "policy": {"train_global_batch_size": size},
+    }
+    loaded = load_train_config(tree)
+    tasks = [Task(index=index, row={}) for index in range(5)]
+    return EpisodeBatches(loaded, GRPO(loaded), ScriptedPlayer(rows, failures), tasks, tmp_path)  # type: ignore
+
+
+def parts_of(batch: Batch) -> list[tuple[list[int], float, float]]:
+    """Of each optimiser step: the tokens that name its sequences' tasks, and its divisors."""
+    return [
+        ([int(batch.sequences[row].ids[2]) for row in part.rows], part.valid_tokens, part.valid_sequences)
+        for part in batch.divided()
+    ]
+
+
+def test_a_batch_is_divided_by_whole_groups(tmp_path: Path) -> None:
+    rows = numbered(
+        episode(1, 1.0, size=1), episode(1, 0.0, size=2), episode(1, 0.5, size=3),
+        episode(4, 0.0, size=4), episode(4, 1.0, size=5), episode(4, 1.0, size=6),
+    )  # fmt: skip
+    batch = divided(tmp_path, 3, rows).of_rows(rows, [], [4, 1])
+    # Task 4 was drawn first. The 0.5 of task 1 lies between the others: no advantage, counted in the divisor alone.
+    assert parts_of(batch) == [([4, 4, 4], 15.0, 3.0), ([1, 1], 6.0, 3.0)]
+    assert (batch.valid_tokens, batch.valid_sequences) == (21.0, 6.0)
+    assert batch.ledger == {"trained": 5, "zero_advantage": 1}
+
+
+def test_parts_that_are_no_whole_groups_are_cut_by_repeat(tmp_path: Path) -> None:
+    rows = numbered(*(episode(task, reward) for task in (0, 1) for reward in (1.0, 0.0, 0.0)))
+    batch = divided(tmp_path, 2, rows).of_rows(rows, [], [0, 1])
+    assert parts_of(batch) == [([0, 0], 4.0, 2.0), ([0, 1], 4.0, 2.0), ([1, 1], 4.0, 2.0)]
+
+
+def test_a_failed_episode_leaves_its_place_empty_and_a_part_without_gradient_is_no_step(tmp_path: Path) -> None:
+    rows = numbered(*(episode(0, 1.0) for _ in range(3)), episode(1, 1.0), episode(1, 0.0))
+    batch = divided(tmp_path, 3, rows).of_rows(rows, [failure(1)], [0, 1])
+    assert parts_of(batch) == [([1, 1], 4.0, 2.0)]
+    assert batch.ledger == {"zero_variance": 3, "trained": 2, "failed:timed_out": 1}
+
+
+def test_one_update_takes_everything(tmp_path: Path) -> None:
+    rows = numbered(episode(0, 1.0), episode(0, 0.0))
+    assert parts_of(divided(tmp_path, 6, rows).of_rows(rows, [])) == [([0, 0], 4.0, 2.0)]
+
+
+# Dynamic sampling
+
+
+class VaryingPlayer:
+    """Rewards by task: the tasks of `varied` differ within their group; task 9 fails once."""
+
+    def __init__(self, varied: set[int]) -> None:
+        self.varied, self.played = varied, list[tuple[list[int], str]]()
+
+    def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path) -> Collection:
+        self.played.append(([task.index for task in tasks], output.name))
+        rows, failures = [], []
+        for task in tasks:
+            rewards = [1.0, 0.0, 0.0] if task.index in self.varied else [1.0, 1.0, 1.0]
+            made = numbered(*(episode(task.index, reward) for reward in rewards))
+            rows += made[task.index == 9 :]
+            failures += [failure(9)] if task.index == 9 else []
+        return Collection(rows=rows, failures=failures)
+
+
+def dynamic(tmp_path: Path, varied: set[int], num_tasks: int = 12, **grpo: Any) -> EpisodeBatches:
+    loaded = config(use_dynamic_sampling=True, **grpo)
+    tasks = [Task(index=index, row={}) for index in range(num_tasks)]
+    return EpisodeBatches(loaded, GRPO(loaded), VaryingPlayer(varied), tasks, tmp_path)  # type: ignore
+
+
+def test_dynamic_sampling_plays_until_enough_groups_differ(tmp_path: Path) -> None:
+    varied = {0, 3, 6}
+    made = dynamic(tmp_path, varied)
+    batch = made.batch(1)
+    played = made.player.played  # type: ignore
+    drawn = [task for tasks, _ in played for task in tasks]
+    kept = [task for task in drawn if task in varied][:2]
+    assert len(set(drawn)) == len(drawn)  # no task twice in a step
+    assert [name for _, name in played][:2] == ["step_2.jsonl", "step_2_batch_2.jsonl"]
+    assert drawn[:2] == shuffled(12, 42, 0)[2:4].tolist()  # the step's own tasks first
+    assert drawn.index(kept[1]) >= len(drawn) - 2  # and it stops when there are enough
+    assert [int(sequence.ids[2]) for sequence in batch.sequences] == sorted(kept * 3)
+    surplus = sum(3 for task in drawn if task in varied and task not in kept)
+    dropped = sum(3 - (task == 9) for task in drawn if task not in varied)
+    assert batch.ledger["trained"] == 6
+    assert batch.ledger["dropped_zero_variance"] == dropped
+    assert batch.ledger["dropped_surplus"] == surplus
+    assert sum(batch.ledger.values()) == 3 * len(drawn)
+    assert batch.metrics["filtered_reward"] == pytest.approx(1 / 3)
+    assert batch.metrics["reward"] == pytest.approx((6 / 3 + dropped + surplus / 3) / (3 * len(drawn) - (9 in drawn)))
+    assert batch.metrics["dynamic_sampling_num_gen_batches"] == len(played)
+    again = dynamic(tmp_path, varied)
+    again.batch(1)
+    assert again.player.played == played  # type: ignore
+
+
+def test_what_is_more_than_enough_and_what_fails_is_counted(tmp_path: Path) -> None:
+    made = dynamic(tmp_path, varied=set(range(9)), batch_multiplier=5)  # ten tasks at once
+    made.tasks = [Task(index=index, row={}) for index in range(10)]
+    batch = made.batch(0)
+    assert batch.ledger == {"trained": 6, "dropped_surplus": 21, "dropped_zero_variance": 2, "failed:timed_out": 1}
+    assert batch.metrics["dynamic_sampling_num_discarded_valid_samples"] == 21.0
+
+
+def test_a_filter_comes_after_dynamic_sampling(tmp_path: Path) -> None:
+    """A group that differs only by its truncated episode is kept, as its rewards differ, and trains nothing."""
+    loaded = config(use_dynamic_sampling=True, overlong_filtering=True, num_prompts_per_step=1)
+    rows = numbered(episode(0, 0.0, outcome="truncated"), episode(0, 1.0), episode(0, 1.0))
+    player = ScriptedPlayer(rows, [])
+    batch = EpisodeBatches(loaded, GRPO(loaded), player, [Task(0, {})], tmp_path).batch(0)  # type: ignore
+    assert batch.ledger == {"filtered": 1, "zero_variance": 2}
+    assert batch.metrics["groups_with_variance"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("grpo", "message"),
+    [
+        ({"dynamic_sampling_max_gen_batches": 2}, "0 groups of 2 differ in reward after 2 batches of tasks;"),
+        ({}, "0 groups of 2 differ in reward after 6 batches of tasks, which are all there are"),
+    ],
+)
+def test_dynamic_sampling_that_finds_too_few_groups_stops(tmp_path: Path, grpo: dict, message: str) -> None:
+    made = dynamic(tmp_path, varied=set(), **grpo)
+    with pytest.raises(RunError) as caught:
+        made.batch(0)
+    assert message in str(caught.value) + ";"
+
+
+# Rewards with several components
+
+
+def two(task: int, correct: float, style: float) -> dict[str, Any]:
+    return {**episode(task, correct + style), "reward_components": {"style": style, "correct": correct}}
+
+
+def with_components(rows: list, tmp_path: Path, **estimator: Any) -> Batch:
+    return source(tmp_path, rows, adv_estimator={"name": "gdpo", **estimator}).batch(0)
+
+
+def test_gdpo_compares_each_component(tmp_path: Path) -> None:
+    """Equal totals: GRPO sees nothing, GDPO two components that differ.
+
+    Leave-one-out of three, deviations of the two others: correct 1, 0, 0 gives 1, -1/2 / sqrt(1/2) twice; style 0, 1, 1
+    the negative of it. Weighted 1 (correct) and 3 (style): -2 times the first; whitened over the batch.
+    """
+    rows = [two(0, 1.0, 0.0), two(0, 0.0, 1.0), two(0, 0.0, 1.0)]
+    assert source(tmp_path, rows).batch(0).ledger == {"zero_variance": 3}
+    batch = with_components(rows, tmp_path, reward_weights=[1.0, 3.0])  # by name: correct, style
+    raw = -2 * np.array([1.0, -0.5 / (0.5**0.5 + 1e-6), -0.5 / (0.5**0.5 + 1e-6)])
+    expected = (raw - raw.mean()) / raw.std(ddof=1)
+    assert [s.advantage[0] for s in batch.sequences] == pytest.approx(expected, rel=1e-6)
+    assert batch.ledger == {"trained": 3}
+    assert batch.metrics["groups_with_variance"] == 1.0
+    assert (batch.metrics["reward/correct"], batch.metrics["reward/style"]) == pytest.approx((1 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([episode(0, 1.0)], "gives no reward components"),
+        ([{**episode(0, 1.0), "reward_components": {"correct": 1.0}}], r"gives one reward component \(correct\)"),
+        ([two(0, 1.0, 0.0), episode(0, 1.0)], r"some episodes have the reward components \[\]"),
+    ],
+)
+def test_gdpo_without_components_is_refused(rows: list, message: str, tmp_path: Path) -> None:
+    with pytest.raises(GymError, match=message):
+        with_components(rows, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, "good"])
+def test_a_component_that_is_no_number_is_refused_by_gdpo_and_in_no_mean(value: Any, tmp_path: Path) -> None:
+    rows = [two(0, 1.0, 0.0), two(0, 0.0, 1.0)]
+    rows[1]["reward_components"]["style"] = value
+    with pytest.raises(GymError, match=r"^task 0: the reward component 'style' is"):
+        with_components(rows, tmp_path)
+    assert source(tmp_path, rows).batch(0).metrics["reward/style"] == 0.0
+
+
+def test_gdpo_with_a_weight_too_many_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 weights for 2 reward components"):
+        with_components([two(0, 1.0, 0.0)], tmp_path, reward_weights=[1.0, 1.0, 1.0])
+
+
+def test_reinforce_plus_plus_whitens_over_tokens(tmp_path: Path) -> None:
+    """Reward minus group mean: 0.5, -0.5 (2 and 6 tokens), 0, 0. Token mean -2/16, variance 2/16 - (1/8)^2."""
+    rows = [episode(0, 1.0, size=2), episode(0, 0.0, size=6), episode(1, 1.0, size=4), episode(1, 1.0, size=4)]
+    batch = source(tmp_path, rows, adv_estimator={"name": "reinforce_plus_plus"}).batch(0)
+    std = (2 / 16 - 1 / 64) ** 0.5
+    expected = [(0.5 + 0.125) / std, (-0.5 + 0.125) / std, 0.125 / std, 0.125 / std]
+    assert [s.advantage[0] for s in batch.sequences] == pytest.approx(expected, rel=1e-6)
 
 
 # Agreement

@@ -54,9 +54,17 @@ def record(
     }
 
 
-def load(path: Path, renderer: Renderer, *, name: str = "openai_format", length: int = 1000, **keys: Any) -> Dataset:
+def load(
+    path: Path,
+    renderer: Renderer,
+    *,
+    name: str = "openai_format",
+    length: int = 1000,
+    only_final: bool = False,
+    **keys: Any,
+) -> Dataset:
     config = DatasetConfig(dataset_name=name, data_path=str(path), **keys)
-    return load_dataset(config, renderer, length, pairs="Preference" in name)
+    return load_dataset(config, renderer, length, pairs="Preference" in name, only_final=only_final)
 
 
 def trained(renderer: Renderer, sequence: TrainingSequence) -> list[str]:
@@ -198,3 +206,23 @@ def test_files_that_are_no_data(
         load(path, renderer)
     with pytest.raises(UsageError, match="no such file"):
         load(tmp_path / "missing.jsonl", renderer)
+
+
+def test_only_the_final_turn_trains_when_asked(renderer: Renderer, tmp_path: Path) -> None:
+    more = [USER, ANSWER, {"role": "user", "content": "and 5?"}, {"role": "assistant", "content": "9"}]
+    path = write(tmp_path, [{"messages": more, "tools": []}])
+    everything = load(path, renderer)
+    assert trained(renderer, everything.examples[0].sequences[0]) == ["4<|im_end|>", "9<|im_end|>"]
+    final = load(path, renderer, only_final=True)
+    [sequence] = final.examples[0].sequences
+    assert trained(renderer, sequence) == ["9<|im_end|>"]
+    assert final.tokens["trained"] + final.tokens["masked"] == sum(everything.tokens.values())
+    assert final.buckets == {"trained": 1}
+
+
+def test_only_the_final_turn_of_sampled_ids_trains_when_asked(renderer: Renderer, tmp_path: Path) -> None:
+    """Two sequences, as a template that rewrites history leaves them: the last turn of the last one."""
+    made = [([50, 51, 5, 6], [(2, 4)]), ([50, 52, 7, 8, 53, 9], [(2, 4), (5, 6)])]
+    path = write(tmp_path, [ROW], [record(renderer, made)])
+    [sequence] = load(path, renderer, only_final=True).examples[0].sequences
+    assert (list(sequence.ids), list(sequence.spans)) == ([50, 52, 7, 8, 53, 9], [(5, 6)])

@@ -71,6 +71,16 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
+# Options of Regimen alone, with the values at which a training is NeMo RL's.
+OWN_OPTIONS: dict[str, Any] = {
+    "dpo.loss_type": "sigmoid",
+    "dpo.label_smoothing": 0.0,
+    "dpo.cache_reference_logprobs": True,
+    "grpo.max_steps_without_variance": 20,
+    "loss_fn.length_normalizer": None,
+}
+
+
 def _given_keys(request: ExportRequest) -> Tree:
     """The keys of NeMo RL that Regimen has no field for, as they were written."""
     result: Tree = {}
@@ -103,6 +113,15 @@ def _own_keys(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
     if config.grpo is not None:
         tree["loss_fn"] = config.loss_fn.model_dump()
         tree["env"] = _environments(request, data)
+    return _without_own_options(tree, request)
+
+
+def _without_own_options(tree: Tree, request: ExportRequest) -> Tree:
+    """The tree without the options that NeMo RL does not have; one that changes the training is named."""
+    for path, default in OWN_OPTIONS.items():
+        section, key = path.split(".")
+        if section in tree and tree[section].pop(key) != default:
+            request.note(f"{path}: left out, NeMo RL has no such option")
     return tree
 
 

@@ -22,7 +22,8 @@ SAID = (
     "policy.generation.max_new_tokens", "policy.generation.temperature", "policy.generation.top_", "env.",
     "checkpointing.", "logger.", *(f"{name}.{key}" for name in ("sft", "dpo", "grpo") for key in (
         "max_num_epochs", "max_num_steps", "val_period", "val_at_start", "seed")),
-    "dpo.reference_policy_kl_penalty", "dpo.preference_loss_weight", "dpo.sft_loss_weight",
+    "dpo.reference_policy_kl_penalty", "dpo.preference_loss_weight", "dpo.sft_loss_weight", "dpo.loss_type",
+    "dpo.label_smoothing",
     "grpo.num_prompts_per_step", "grpo.num_generations_per_prompt", "grpo.normalize_rewards", "grpo.adv_estimator.norm",
     "loss_fn.reference_policy_kl_penalty", "loss_fn.ratio_clip_m", "loss_fn.token_level_loss", "loss_fn.use_cispo",
     "loss_fn.sequence_level_importance_ratios",
@@ -132,9 +133,13 @@ def _schedule(request: ExportRequest) -> Tree:
 def _dpo(request: ExportRequest) -> Tree:
     dpo = request.config.dpo
     assert dpo is not None  # the caller holds it
-    settings: Tree = {"beta": dpo.reference_policy_kl_penalty, "loss_type": ["sigmoid"]}
+    settings: Tree = {"beta": dpo.reference_policy_kl_penalty, "loss_type": [dpo.loss_type]}
+    if dpo.label_smoothing:
+        settings["label_smoothing"] = dpo.label_smoothing
+    if dpo.loss_type == "ipo" and not dpo.preference_average_log_probs:
+        request.note("dpo.preference_average_log_probs: false, but TRL's ipo compares averages")
     if dpo.sft_loss_weight:
-        settings["loss_type"] = ["sigmoid", "sft"]
+        settings["loss_type"] = [dpo.loss_type, "sft"]
         settings["loss_weights"] = [dpo.preference_loss_weight, dpo.sft_loss_weight]
     elif dpo.preference_loss_weight != 1:
         settings["loss_weights"] = [dpo.preference_loss_weight]

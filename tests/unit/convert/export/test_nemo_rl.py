@@ -165,3 +165,21 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path, capsys):
     words += ["data.train.dataset_name=ResponseDataset", f"data.train.data_path={rows}"]
     assert main([*words, "sft.val_period=0", "sft.val_at_start=false"]) == 2
     assert "examples/configs/sft.yaml" in capsys.readouterr().err
+
+
+def test_options_of_regimen_alone_are_left_out_and_named_where_they_change_something(exported):
+    rows = [{"prompt": f"q{index}", "chosen": "yes", "rejected": "no"} for index in range(40)]
+    config, changes = exported("dpo", "BinaryPreferenceDataset", rows, "dpo.loss_type=ipo")
+    assert not {"loss_type", "label_smoothing", "cache_reference_logprobs"} & config["dpo"].keys()
+    told = [change for change in changes if change.endswith("left out, NeMo RL has no such option")]
+    assert told == ["dpo.loss_type: left out, NeMo RL has no such option"]
+
+
+def test_importance_sampling_correction_is_said_as_it_is_trained(exported):
+    config, changes = exported("grpo", "ResponseDataset", PAIRS, "loss_fn.length_normalizer=512")
+    loss = config["loss_fn"]
+    assert (loss["use_importance_sampling_correction"], loss["truncated_importance_sampling_type"]) == (True, "tis")
+    assert loss["truncated_importance_sampling_ratio"] == 2.0
+    assert "length_normalizer" not in loss
+    assert "max_steps_without_variance" not in config["grpo"]
+    assert "loss_fn.length_normalizer: left out, NeMo RL has no such option" in changes
