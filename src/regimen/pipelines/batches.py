@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,6 +94,7 @@ class Player:
     limits: Limits
     concurrency: int
     model_name: str
+    on_episode: Callable[[], None] = field(default=lambda: None)  # hears of each episode that ends
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
         """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
@@ -112,6 +114,7 @@ class Player:
             limits=self.limits,
             output=output,
             overwrite=True,
+            on_row=lambda _: self.on_episode(),
             model_name=self.model_name,
         )
         await self.generation.release()

@@ -75,7 +75,7 @@ class Policy(Protocol):
     def train_step(
         self, forests: Sequence[Forest], loss: Loss, before_step: Callable[[], None] | None = None
     ) -> StepResult:
-        """Accumulate the loss over `forests`, clip, step. Raises `PolicyError` on a non-finite gradient.
+        """Accumulate the loss over `forests`, clip, step. Raises `NonFiniteError` on a non-finite one.
 
         `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
         """
@@ -91,6 +91,10 @@ class Policy(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder (safetensors)."""
+        ...
+
+    def saver(self) -> Callable[[Path], None]:
+        """A function that writes what `save` would write now, whatever the weights are by then."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_unknown_key_in_a_file_names_the_line(tmp_path: Path):
         ("sft", "data.train.processor=my.processor"),
         ("sft", "checkpointing.checkpoint_must_save_by=00:03:00:00"),
         ("sft", "checkpointing.model_save_format=torch_save"),
-        ("sft", "logger.mlflow_enabled=true"),
+        ("sft", "logger.swanlab_enabled=true"),
         ("grpo", "grpo.use_dynamic_sampling=true"),
         ("grpo", "grpo.async_grpo.enabled=true"),
         ("grpo", "grpo.batch_multiplier=2"),
