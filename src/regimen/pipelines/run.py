@@ -150,7 +150,8 @@ class RunFolder:
         temporary = self.path / f".step_{step}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         write(temporary)
-        write_text(temporary / INFO_FILE, json.dumps({"step": step, **info}, indent=2) + "\n")
+        text = json.dumps({"step": step, **info}, indent=2) + "\n"
+        (temporary / INFO_FILE).write_text(text, encoding="utf-8")
         sync_folder(temporary)
         remove_folder(final)
         rename_durably(temporary, final)

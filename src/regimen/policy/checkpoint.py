@@ -1,6 +1,7 @@
 """Model folders and training state on disk: Hugging Face folders and safe tensors, written under a temporary name.
 
-In: a model, training state. Out: files that appear whole or not at all, and are on the disk when they do.
+In: a model, training state. Out: files that appear whole or not at all. (A checkpoint's folder is handed to the disk as
+a whole, by whoever gives it its name.)
 A training state is one safetensors file: its tensors by number, and in the header's metadata a JSON tree in which
 they stand, so that any reader of safetensors can look into it and nothing of it is a program.
 Refuses: values that are neither tensors nor plain; files of another kind. A disk that is full is a `RunError`.
@@ -22,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from regimen.errors import RunError
-from regimen.policy.durable import rename_durably, sync_folder
 
 TREE = "regimen_state"
 # Plain values that JSON has no word for are objects with one of these keys, which no state uses as a name.
@@ -77,7 +77,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[st
     try:
         with _writing(path):
             save_file(tensors, temporary, metadata)
-        rename_durably(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -160,7 +160,6 @@ def _decoded(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:
-    sync_folder(temporary)
     if folder.exists():
         shutil.rmtree(folder)
-    rename_durably(temporary, folder)
+    temporary.replace(folder)
