@@ -4,7 +4,7 @@
     inputs.json      digests of data files and model, fingerprints of tokenizer and chat template
     ledger.json      what each row and token became        changes.jsonl    what differed when it was resumed
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
-    samples/         a few validation episodes to read     failures/        a batch, or stacks, that stopped the run
+    samples.jsonl    a few episodes of each validation     failures/        a batch, or stacks, that stopped the run
     step_N/          a Hugging Face model folder with training_info.json; the latest also with its training state
     model/           the model to use: the best by the configured metric, else the last
 
