@@ -221,7 +221,7 @@ def _clear_unfinished(folder: Path) -> None:
     for pattern in (".step_*.tmp", "..step_*.tmp.tmp-*", ".model.*tmp"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".*.tmp"):
+    for path in [*folder.glob(".*.tmp"), *folder.glob("rollouts/.*.tmp")]:
         if path.is_file():
             path.unlink()
 

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 
@@ -35,7 +34,7 @@ class Watchdog:
     def __init__(self, folder: Path, timeout: float | None) -> None:
         self.folder, self.timeout = folder, timeout
         self.stage = "start"
-        self._last = time.monotonic()
+        self._beats = 0
         self._over = threading.Event()
         self._error: RunError | None = None
         self._is_main = False
@@ -49,7 +48,7 @@ class Watchdog:
 
     def beat(self) -> None:
         """Something was done."""
-        self._last = time.monotonic()
+        self._beats += 1
         if self._error is not None:
             raise self._error
 
@@ -58,7 +57,6 @@ class Watchdog:
             self._is_main = threading.current_thread() is threading.main_thread()
             if self._is_main:
                 self._before = signal.signal(SIGNAL, self._interrupt)
-            self._last = time.monotonic()
             self._thread = threading.Thread(target=self._watch, args=(self.timeout,), name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -80,8 +78,11 @@ class Watchdog:
             raise _Hung
 
     def _watch(self, timeout: float) -> None:
-        while not self._over.wait(min(1.0, timeout / 4)):
-            if time.monotonic() - self._last > timeout:
+        """Count the seconds without a beat in ticks, so that time in which the process was stopped does not count."""
+        tick, seen, idle = min(1.0, timeout / 4), self._beats, 0.0
+        while not self._over.wait(tick):
+            seen, idle = self._beats, (idle + tick if seen == self._beats else 0.0)
+            if idle > timeout:
                 self._end(timeout)
                 return
 

@@ -97,10 +97,19 @@ def test_a_failed_save_leaves_no_checkpoint_and_the_next_open_clears_it(tmp_path
     (run.path / "..step_2.tmp.tmp-123").mkdir()  # what a kill in the middle of writing a model leaves
     (run.path / ".step_0.old.tmp").mkdir()  # and in the middle of removing a checkpoint
     (run.path / ".metrics.jsonl.tmp").write_text("half")
+    (run.path / "rollouts").mkdir()
+    (run.path / "rollouts" / ".step_2_materialized_inputs.jsonl.7.tmp").write_text("half")
     assert names(run.path) == ["step_1"]
     resumed = opened(run.path, resume=True)
     assert resumed.start_step == 1
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "inputs.json", "step_1", "versions.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "config.yaml",
+        "inputs.json",
+        "rollouts",
+        "step_1",
+        "versions.json",
+    ]
+    assert list((run.path / "rollouts").iterdir()) == []
 
 
 def test_where_a_run_goes_on(tmp_path: Path) -> None:
