@@ -54,36 +54,44 @@ def check_weights(forests: Sequence[Forest], batch: Batch) -> None:
 def keep_failed_batch(
     error: NonFiniteError, folder: Path, step: int, policy: Policy, forests: Sequence[Forest], renderer: Renderer
 ) -> NonFiniteError:
-    """Write the batch of `step` to `folder`; returns `error` with the place in it."""
+    """Write the batch of `step` to `folder`; returns `error` with the place in it, or why it could not be written."""
+    try:
+        _write_batch(error.message, folder, step, policy, forests, renderer)
+    except (OSError, RunError, RuntimeError) as failure:  # a full disk or device must not hide what went wrong
+        return NonFiniteError(f"{error.message}; the batch could not be kept ({failure})", fix=error.fix)
+    return NonFiniteError(
+        error.message,
+        where=str(folder),
+        fix="look at batch.json there, whose micro-batches say where values are not finite; lower the learning rate",
+    )
+
+
+def _write_batch(
+    message: str, folder: Path, step: int, policy: Policy, forests: Sequence[Forest], renderer: Renderer
+) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     logprobs = policy.logprobs(forests)
+    pairs = list(zip(forests, logprobs, strict=True))
     arrays = {
         f"{index}.{name}": torch.from_numpy(np.ascontiguousarray(value))
-        for index, (forest, logprob) in enumerate(zip(forests, logprobs, strict=True))
+        for index, (forest, logprob) in enumerate(pairs)
         for name, value in {**_arrays(forest), "logprob": logprob}.items()
     }
     save_tensors(arrays, temporary / "batch.safetensors")
     record = {
         "step": step,
-        "error": error.message,
+        "error": message,
         "valid_tokens": forests[0].valid_tokens,
         "valid_sequences": forests[0].valid_sequences,
-        "micro_batches": [
-            _described(forest, values, renderer) for forest, values in zip(forests, logprobs, strict=True)
-        ],
+        "micro_batches": [_described(forest, values, renderer) for forest, values in pairs],
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     (temporary / "batch.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     sync_folder(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     rename_durably(temporary, folder)
-    return NonFiniteError(
-        error.message,
-        where=str(folder),
-        fix="look at batch.json there, whose micro-batches say where values are not finite; lower the learning rate",
-    )
 
 
 def _arrays(forest: Forest) -> dict[str, np.ndarray]:

@@ -75,14 +75,10 @@ class TrackerGroup:
             try:
                 call(tracker)
             except Exception as error:  # the boundary: a server's troubles are said once and end no run
-                if not getattr(tracker, "is_remote", False):
+                if not _is_remote(tracker):
                     raise
                 self.trackers.remove(tracker)
-                reason = (str(error).splitlines() or [""])[0]
-                name = type(tracker).__name__
-                print(
-                    f"note: {name} failed ({reason}) and gets no more metrics; metrics.jsonl has all", file=sys.stderr
-                )
+                _say_lost(tracker, error)
 
     def close(self) -> None:
         """Close every tracker, the later ones even when an earlier one fails."""
@@ -91,9 +87,23 @@ class TrackerGroup:
             try:
                 tracker.close()
             except Exception as error:  # the boundary: all are closed, then the first failure is raised
-                failures.append(error)
+                if _is_remote(tracker):
+                    _say_lost(tracker, error)
+                else:
+                    failures.append(error)
         if failures:
             raise failures[0]
+
+
+def _is_remote(tracker: Tracker) -> bool:
+    """Whether it talks to a server."""
+    return bool(getattr(tracker, "is_remote", False))
+
+
+def _say_lost(tracker: Tracker, error: Exception) -> None:
+    reason = (str(error).splitlines() or [""])[0]
+    name = type(tracker).__name__
+    print(f"note: {name} failed ({reason}) and gets no more metrics; metrics.jsonl has all", file=sys.stderr)
 
 
 def open_trackers(

@@ -76,3 +76,12 @@ def test_the_failed_batch_can_be_looked_at(tiny: ModuleType, tmp_path: Path) -> 
     assert arrays["0.tokens"].tolist() == forests[0].tokens.tolist()
     assert np.isnan(arrays["0.logprob"]).sum() == 1
     assert arrays["1.weight"].dtype == np.float32
+
+
+def test_a_full_disk_does_not_hide_what_went_wrong(tiny: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "failures").write_text("in the way")
+    error = NonFiniteError("loss nan", fix="lower the learning rate")
+    forests, renderer = micro_batches(SEQUENCES, 5), Renderer(tiny.tiny_tokenizer())
+    kept = keep_failed_batch(error, tmp_path / "failures" / "step_3", 3, NanLogprobs(), forests, renderer)  # type: ignore[arg-type]
+    assert kept.message.startswith("loss nan; the batch could not be kept (")
+    assert kept.fix == "lower the learning rate"

@@ -76,6 +76,10 @@ def test_a_server_that_is_lost_ends_no_run_and_a_disk_does(tmp_path, capsys):
     )
     with pytest.raises(ConnectionError):
         TrackerGroup([Lost()]).log(1, {})
+    late = Recorder(ConnectionError("gone"))
+    late.is_remote = True
+    TrackerGroup([late]).close()
+    assert "Recorder failed (gone)" in capsys.readouterr().err
 
 
 def test_settings_go_to_the_tracker_they_name(tmp_path, monkeypatch):
