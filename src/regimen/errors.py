@@ -8,6 +8,7 @@ RegimenError                   a message a person can act on: what, where, expec
     ├── ConvertError           rows cannot be converted, or the ledger does not balance
     ├── TokenError             a chat template, a mask or token ids are inconsistent
     ├── PolicyError            a model folder, a training step or a checkpoint failed
+    │   └── NonFiniteError     a loss or a gradient is not finite; no step was taken
     ├── GenerationError        the generator failed, or disagrees with the policy
     ├── GymError           an environment, a tool or a verifier failed
     └── RunError               a run folder cannot be written or resumed
@@ -68,6 +69,10 @@ class TokenError(WorkError):
 
 class PolicyError(WorkError):
     """A model folder, a training step or a checkpoint failed."""
+
+
+class NonFiniteError(PolicyError):
+    """A loss or a gradient is not finite; no step was taken."""
 
 
 class GenerationError(WorkError):

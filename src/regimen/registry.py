@@ -27,6 +27,8 @@ PARTS: dict[str, dict[str, str]] = {
     "tracker": {
         "jsonl": "regimen.tracking.jsonl:JsonLinesTracker",
         "tensorboard": "regimen.tracking.tensorboard:TensorBoardTracker",
+        "wandb": "regimen.tracking.wandb:WandbTracker",
+        "mlflow": "regimen.tracking.mlflow:MlflowTracker",
     },
     "export": {
         "nemo-rl": "regimen.convert.export.nemo_rl:export_nemo_rl",

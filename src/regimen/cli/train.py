@@ -23,6 +23,19 @@ def train(
         list[str] | None, typer.Argument(help="Values to set: policy.optimizer.kwargs.lr=1e-5", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed", help="Resume although data, model, tokenizer, template or configuration changed."
+        ),
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Two runs equal bit for bit; slower (run.deterministic=true).")
+    ] = False,
+    stage_timeout: Annotated[
+        float | None,
+        typer.Option("--stage-timeout", help="Seconds without progress until the run is stopped (run.stage_timeout)."),
+    ] = None,
     show_batch: Annotated[
         bool, typer.Option("--show-batch", help="Print the first batch (tokens, masks, weights) and stop.")
     ] = False,
@@ -31,10 +44,14 @@ def train(
     from regimen.config.load import load_train_config
     from regimen.pipelines.train import train as run_training
 
-    loaded = load_train_config(config, overrides or ())
+    given = [*(overrides or ()), *(["run.deterministic=true"] if deterministic else [])]
+    given += [] if stage_timeout is None else [f"run.stage_timeout={stage_timeout}"]
+    loaded = load_train_config(config, given)
     print_notes(loaded.notes)
     with shown_progress() as report:
-        result = run_training(loaded, resume=resume, show_batch=show_batch, progress=report)
+        result = run_training(
+            loaded, resume=resume, allow_changed=allow_changed, show_batch=show_batch, progress=report
+        )
     if not show_batch:
         typer.echo(str(result))
     if result.stopped:

@@ -38,6 +38,11 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
         check_grpo(config, layers)
     if config.dpo is not None:
         _check_preference(config.dpo, layers)
+    if config.run.deterministic:
+        layers.notes.append(
+            "run.deterministic costs speed: kernels that give the same bits each time"
+            + (", and episodes are played one at a time" if config.grpo is not None else "")
+        )
     if config.cluster.num_nodes > 1 or config.cluster.gpus_per_node > 1:
         layers.notes.append("no effect here, as the local policy is one process: cluster")
 
@@ -258,15 +263,13 @@ def _check_preference(dpo: DPOConfig, layers: Layers) -> None:
 
 
 def _check_trackers(config: TrainConfig, layers: Layers) -> None:
-    if not config.logger.wandb_enabled:
-        return
-    if "wandb" not in PARTS["tracker"]:
-        missing = "this build has no wandb tracker"
-    elif importlib.util.find_spec("wandb") is None:
-        missing = "the package wandb is not installed"
-    else:
-        return
-    layers.notes.append(f"logger.wandb_enabled is true, but {missing}: metrics go to the run folder only")
+    """A tracker whose package is missing is said, and not used: metrics go to the run folder in any case."""
+    for name in ("wandb", "mlflow"):
+        if getattr(config.logger, f"{name}_enabled") and importlib.util.find_spec(name) is None:
+            layers.notes.append(
+                f"logger.{name}_enabled is true, but the package {name} is not installed: metrics go to the run folder "
+                f"only; to fix: pip install 'regimen-rl[{name}]'"
+            )
 
 
 def _check_pass_at(pass_at: list[int], num_repeats: int, prefix: str) -> None:

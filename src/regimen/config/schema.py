@@ -54,12 +54,14 @@ __all__ = [
     "IterateConfig",
     "LoggerConfig",
     "LossConfig",
+    "MlflowConfig",
     "Noted",
     "OptimizerConfig",
     "PlayConfig",
     "PolicyConfig",
     "RewardScalingConfig",
     "RewardShapingConfig",
+    "RunConfig",
     "SFTConfig",
     "SamplingConfig",
     "Section",
@@ -88,14 +90,33 @@ class CheckpointingConfig(Section):
     keep_top_k: int | None = Field(default=3, ge=1)
     save_period: int = Field(default=10, ge=1)
     save_optimizer: bool = True
+    is_async: bool = False  # a copy of the state is written by a thread while training goes on
 
 
 class WandbConfig(Section):
-    """Where a wandb tracker reports to."""
+    """Where a wandb tracker reports to. Offline: the environment variable WANDB_MODE=offline."""
 
     project: str | None = None
     name: str | None = None
     entity: str | None = None
+
+
+class MlflowConfig(Section):
+    """Where an MLflow tracker reports to. `tracking_uri` None: MLFLOW_TRACKING_URI, else the run folder."""
+
+    experiment_name: str | None = None
+    run_name: str | None = None
+    tracking_uri: str | None = None
+
+
+class RunConfig(Section):
+    """`run` (ours): how the run itself goes. `stage_timeout`: seconds without progress until it is ended; None: never.
+
+    `deterministic`: two runs are equal bit for bit, at the cost of speed.
+    """
+
+    deterministic: bool = False
+    stage_timeout: float | None = Field(default=3600.0, gt=0)
 
 
 class LoggerConfig(Section):
@@ -105,6 +126,8 @@ class LoggerConfig(Section):
     tensorboard_enabled: bool = True
     wandb_enabled: bool = False
     wandb: WandbConfig = WandbConfig()
+    mlflow_enabled: bool = False
+    mlflow: MlflowConfig = MlflowConfig()
 
 
 class ClusterConfig(Section):
@@ -127,6 +150,7 @@ class TrainConfig(Noted):
     checkpointing: CheckpointingConfig = CheckpointingConfig()
     logger: LoggerConfig = LoggerConfig()
     cluster: ClusterConfig = ClusterConfig()
+    run: RunConfig = RunConfig()
 
     @property
     def algorithm(self) -> Algorithm:

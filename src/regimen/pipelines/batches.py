@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,6 +101,7 @@ class Player:
     limits: Limits
     concurrency: int
     model_name: str
+    on_episode: Callable[[], None] = field(default=lambda: None)  # hears of each episode that ends
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
         """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
@@ -120,6 +121,7 @@ class Player:
             limits=self.limits,
             output=output,
             overwrite=True,
+            on_row=lambda _: self.on_episode(),
             model_name=self.model_name,
         )
         await self.generation.release()

@@ -258,7 +258,8 @@ def _player(config: TrainConfig, environment: Environment, renderer: Renderer) -
             max_sequence_length=config.policy.max_total_sequence_length,
             episode_seconds=None,  # the engine shares this machine: its load must not decide how an episode ends
         ),
-        concurrency=config.episodes_per_step,
+        # One at a time, no tool that answers late can regroup the batches of the engine.
+        concurrency=1 if config.run.deterministic else config.episodes_per_step,
         model_name=config.policy.model_name,
     )
 
@@ -290,11 +291,12 @@ def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Va
         player.renderer,
         sampling,
         player.limits,
-        grpo.val_batch_size or len(tasks),
+        1 if config.run.deterministic else grpo.val_batch_size or len(tasks),
         player.model_name,
     )
 
     def validate(_: LocalPolicy, step: int) -> dict[str, float]:
+        judge.on_episode = player.on_episode
         output = folder / "rollouts" / f"validation_{step}.jsonl"
         output.parent.mkdir(parents=True, exist_ok=True)
         played = judge.play(tasks, grpo.val_num_generations_per_prompt, grpo.seed, 0, output)

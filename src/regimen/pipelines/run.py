@@ -1,18 +1,19 @@
 """A run's folder: what was asked, with which versions, what came out, and where to go on from.
 
     config.yaml      the resolved configuration            versions.json    Python, packages, git revision
-    data.json        digests of the data files             ledger.json      what each row and token became
+    inputs.json      digests of data files and model, fingerprints of tokenizer and chat template
+    ledger.json      what each row and token became        changes.jsonl    what differed when it was resumed
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
-    step_N/          a Hugging Face model folder with training_info.json; the latest also with training_state.pt
+    samples.jsonl    a few episodes of each validation     failures/        a batch, or stacks, that stopped the run
+    step_N/          a Hugging Face model folder with training_info.json; the latest also with its training state
     model/           the model to use: the best by the configured metric, else the last
 
-A checkpoint appears whole or not at all. Refuses: a fresh run into the folder of another; resuming what was not begun,
-or with another configuration or other data.
+A checkpoint appears whole or not at all, and is on the disk when it does. Refuses: a fresh run into the folder of
+another; resuming what was not begun, or with another configuration, data, model, tokenizer or chat template.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -27,85 +28,110 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+import msgspec
 
 from regimen.errors import RunError, UsageError
+from regimen.pipelines.identity import (
+    Change,
+    Decision,
+    config_changes,
+    file_changes,
+    inputs_of,
+    read_inputs,
+    rendering_changes,
+)
+from regimen.policy.durable import rename_durably, sync_folder
 
 INFO_FILE = "training_info.json"
-STATE_FILE = "training_state.pt"
+STATE_FILE = "training_state.safetensors"
 _PACKAGES = ("regimen-rl", "torch", "transformers", "numpy", "msgspec", "pydantic")
 
 
 class RunFolder:
     """See the module. `start_step` is the number of steps that are done, `is_finished` that these are all."""
 
-    def __init__(self, folder: Path, config_text: str, *, resume: bool) -> None:
+    def __init__(self, folder: Path, config_text: str, *, resume: bool, allow_changed: bool = False) -> None:
         self.path = folder
         self.config_text = config_text
         self.resume = resume
+        self.allow_changed = allow_changed
         self.start_step = 0
         self.checkpoint: Path | None = None
         self.is_finished = False
-        self.data = digests_of(config_text)
+        self.changes: list[str] = []
         config_path = folder / "config.yaml"
-        if not resume:
-            if config_path.exists():
-                raise UsageError(
-                    "the folder holds a run",
-                    where=str(folder),
-                    fix="continue it with --resume, or set checkpointing.checkpoint_dir to another folder",
-                )
-        elif not config_path.exists():
-            raise UsageError("there is no run to resume", where=str(folder), fix="start it without --resume")
-        elif config_path.read_text(encoding="utf-8") != config_text:
+        if not resume and config_path.exists():
             raise UsageError(
-                "the configuration differs from that of the run",
-                where=str(config_path),
-                fix="resume with the same configuration and overrides, or start a new run in another folder",
+                "the folder holds a run",
+                where=str(folder),
+                fix="continue it with --resume, or set checkpointing.checkpoint_dir to another folder",
             )
-        else:
-            self._check_data()
+        if resume and not config_path.exists():
+            raise UsageError("there is no run to resume", where=str(folder), fix="start it without --resume")
+        if resume:
+            self._decide(config_changes(config_path.read_text(encoding="utf-8"), config_text))
+        self.inputs = inputs_of(config_text)
+        if resume:
+            self.begun_with = read_inputs(folder / "inputs.json")
+            self._decide(file_changes(self.begun_with, self.inputs))
             self._find_checkpoint()
+
+    def check_rendering(self, tokenizer: str, template: str) -> None:
+        """Note what makes token ids of texts; refuse it where the run was begun with another."""
+        self.inputs.tokenizer, self.inputs.template = tokenizer, template
+        if self.resume:
+            self._decide(rendering_changes(self.begun_with, self.inputs))
+
+    def _decide(self, changes: list[Change]) -> None:
+        """Raise `UsageError` for changes that are not allowed; remember the others."""
+        decision = Decision.of(changes)
+        new_run = "start a new run in another folder"
+        if decision.refused:
+            raise UsageError(
+                f"changed since the run was begun: {', '.join(decision.refused)}",
+                where=str(self.path),
+                expected="what its checkpoints hold the state of",
+                fix=f"put it back, or {new_run}, with policy.model_name set to a checkpoint of this one",
+            )
+        if decision.asking and not self.allow_changed:
+            raise UsageError(
+                f"changed since the run was begun: {', '.join(decision.asking)}",
+                where=str(self.path),
+                fix=f"put it back, go on all the same with --allow-changed, or {new_run}",
+            )
+        self.changes += decision.recorded
 
     def open(self) -> None:
         """Make the folder, once everything that the run needs is loaded."""
         self.path.mkdir(parents=True, exist_ok=True)
         _clear_unfinished(self.path)
-        write_text(self.path / "config.yaml", self.config_text)
-        write_text(self.path / "data.json", json.dumps(self.data, indent=2) + "\n")
+        if self.changes:
+            line = json.dumps({"step": self.start_step, "changed": self.changes})
+            with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        write_text(self.path / "inputs.json", msgspec.json.format(msgspec.json.encode(self.inputs)).decode() + "\n")
         write_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
-
-    def _check_data(self) -> None:
-        path = self.path / "data.json"
-        if not path.exists():
-            return
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"not JSON ({error})", where=str(path)) from None
-        changed = sorted(name for name in {*earlier, *self.data} if earlier.get(name) != self.data.get(name))
-        if changed:
-            raise UsageError(
-                "the data is not what the run was begun with",
-                where=changed[0],
-                fix="put the earlier file back, or start a new run in another folder",
-            )
+        write_text(self.path / "config.yaml", self.config_text)  # last: with it the folder holds a run
 
     def _find_checkpoint(self) -> None:
         every = checkpoints(self.path)
         steps = [path for path in every if (path / STATE_FILE).is_file()]
-        if every and _is_last(every[-1]):  # nothing is left to train, so no state is needed
+        if every and _is_last(every[-1]):  # where nothing is left to train, no state is needed
             self.checkpoint, self.is_finished = every[-1], True
             self.start_step = step_of(self.checkpoint)
         elif steps:
             self.checkpoint = steps[-1]
             self.start_step = step_of(self.checkpoint)
         elif every:
-            raise UsageError(
-                "its checkpoints hold no training state",
-                where=str(self.path),
-                fix="train with checkpointing.save_optimizer=true to be able to resume",
-            )
+            raise self.without_state()
+
+    def without_state(self) -> UsageError:
+        """What to say where there is more to train and no state to go on from."""
+        return UsageError(
+            "its checkpoints hold no training state",
+            where=str(self.path),
+            fix="train with checkpointing.save_optimizer=true to be able to resume",
+        )
 
     def save(
         self,
@@ -124,14 +150,16 @@ class RunFolder:
         temporary = self.path / f".step_{step}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         write(temporary)
-        write_text(temporary / INFO_FILE, json.dumps({"step": step, **info}, indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
+        text = json.dumps({"step": step, **info}, indent=2) + "\n"
+        (temporary / INFO_FILE).write_text(text, encoding="utf-8")
+        sync_folder(temporary)
+        remove_folder(final)
+        rename_durably(temporary, final)
         self.checkpoint = final
         for path in checkpoints(self.path)[:-1]:
             (path / STATE_FILE).unlink(missing_ok=True)
         for path in self._superfluous(keep, higher_is_better):
-            shutil.rmtree(path)
+            remove_folder(path)
         return final
 
     def _superfluous(self, keep: int | None, higher_is_better: bool) -> list[Path]:
@@ -165,28 +193,6 @@ def _is_last(checkpoint: Path) -> bool:
     return info.get("total_steps") is not None and info["total_steps"] == info.get("step")
 
 
-def digests_of(config_text: str) -> dict[str, str | None]:
-    """SHA-256 of the data files that a configuration names and of the token files beside them; None: no file."""
-    data = (yaml.safe_load(config_text) or {}).get("data") or {}
-    digests: dict[str, str | None] = {}
-    for name in ("train", "validation"):
-        given = (data.get(name) or {}).get("data_path")
-        if given is not None:
-            path = Path(given.replace("\\${", "${"))  # as written by `config.dump`
-            digests[str(path)] = _digest(path)
-            sidecar = path.with_name(f"{path.stem}.sidecar.jsonl")
-            if sidecar.is_file():
-                digests[str(sidecar)] = _digest(sidecar)
-    return digests
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, by step."""
     found = [path for path in folder.glob("step_*") if (path / INFO_FILE).is_file()]
@@ -201,9 +207,23 @@ def step_of(checkpoint: Path) -> int:
         raise RunError("not a checkpoint's name", where=str(checkpoint), expected="step_N") from None
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a kill in between leaves none of its name: half a checkpoint must not look whole."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.old.tmp")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.replace(doomed)
+        shutil.rmtree(doomed)
+
+
 def _clear_unfinished(folder: Path) -> None:
-    for path in [*folder.glob(".step_*.tmp"), *folder.glob("..step_*.tmp.tmp-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a kill left: half of a checkpoint written or removed, of a model, of a small file."""
+    for pattern in (".step_*.tmp", "..step_*.tmp.tmp-*", ".model.*tmp"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob(".*.tmp"), *folder.glob("rollouts/.*.tmp")]:
+        if path.is_file():
+            path.unlink()
 
 
 def publish_model(checkpoint: Path, destination: Path) -> None:
@@ -213,8 +233,9 @@ def publish_model(checkpoint: Path, destination: Path) -> None:
     shutil.copytree(
         checkpoint, temporary, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(STATE_FILE, INFO_FILE)
     )
-    shutil.rmtree(destination, ignore_errors=True)
-    temporary.replace(destination)
+    sync_folder(temporary)
+    remove_folder(destination)
+    rename_durably(temporary, destination)
 
 
 def _link_or_copy(source: str, destination: str) -> None:
@@ -228,7 +249,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    rename_durably(temporary, path)
 
 
 def versions() -> dict[str, str | None]:

@@ -3,40 +3,59 @@
 In: a `TrainConfig`. Out: a `TrainResult` and the folder described in `regimen.pipelines.run`.
 Each step: a batch from its source, log-probabilities of the reference where the loss reads them, micro-batches as
 forests, one optimiser step, metrics; validation and checkpoints when they are due. Everything random is a function of
-seed and step, so a run that was killed continues to the same result.
+seed and step, so a run that was killed continues to the same result. A loss that is not finite, counts that do not
+balance and a stage that hangs stop the run; what is needed to find out why is in the folder's `failures/`.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from regimen.algorithms.base import Algorithm
 from regimen.config import check_runnable
 from regimen.config.load import dump
 from regimen.config.schema import TrainConfig
-from regimen.errors import ConfigError, RunError
+from regimen.errors import ConfigError, NonFiniteError, RunError
 from regimen.pipelines.batch import Batch, with_previous, with_reference
+from regimen.pipelines.guards import check_forests, check_weights, keep_failed_batch
 from regimen.pipelines.prepare import Prepared, logprobs_of, prepare
 from regimen.pipelines.run import INFO_FILE, STATE_FILE, RunFolder, listening_for_stop, publish_model, write_text
+from regimen.pipelines.samples import samples_of
+from regimen.pipelines.saving import Checkpointer
 from regimen.pipelines.show import show_first_batch
+from regimen.pipelines.stages import (
+    CHECKPOINT,
+    DATA,
+    GENERATION,
+    HAND_OVER,
+    REFERENCE,
+    TRAINING,
+    VALIDATION,
+    Stages,
+    rates,
+)
+from regimen.pipelines.trackers import open_run_trackers
 from regimen.pipelines.updates import Agreement, step_figures
+from regimen.pipelines.watchdog import Watchdog
 from regimen.policy.base import LossOutput, StepResult, Supervision
-from regimen.policy.checkpoint import load_state, save_state
+from regimen.policy.checkpoint import load_state
+from regimen.policy.randomness import deterministic_kernels, restore_random_state, seed_everything
 from regimen.tokens.forest import Forest, TrainingSequence
 from regimen.tokens.packing import micro_batches
-from regimen.tracking.base import TrackerGroup, open_trackers
+from regimen.tracking.base import TrackerGroup
 
 Progress = Callable[..., None]
+# The name under which users know each validation's figure, and ours.
+KNOWN_METRIC = {"rows": ("val_loss", "loss"), "pairs": ("val_loss", "loss"), "episodes": ("accuracy", "reward")}
 
 
 @dataclass(slots=True)
@@ -65,34 +84,49 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, show_batch: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    allow_changed: bool = False,
+    show_batch: bool = False,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train what `config` says. `show_batch` prints the first batch and trains nothing.
 
-    Raises `UsageError` for a folder in use, `PolicyError` for a step that is not finite, `GenerationError` when the
-    sampler and the policy disagree.
+    `allow_changed`: resume although data, model, tokenizer, chat template or configuration differ.
+    Raises `UsageError` for a folder in use, `NonFiniteError` for a step that is not finite, `GenerationError` when the
+    sampler and the policy disagree, `RunError` for a stage that hangs.
     """
     check_runnable(config)
-    folder = Path(config.checkpointing.checkpoint_dir)
-    torch.manual_seed(config.seed)
-    if show_batch:
-        with tempfile.TemporaryDirectory() as scratch:  # episodes of a look must not replace those of a run
-            prepared = prepare(config, Path(scratch), for_training=False)
+    seed_everything(config.seed)
+    with deterministic_kernels(config.run.deterministic):
+        if show_batch:
+            return _show(config)
+        folder = Path(config.checkpointing.checkpoint_dir)
+        run = RunFolder(folder, dump(config), resume=resume, allow_changed=allow_changed)
+        prepared = prepare(config, folder, for_training=True)
+        run.check_rendering(prepared.renderer.fingerprint, prepared.renderer.template_fingerprint)
+        run.open()
+        for change in run.changes:
+            print(f"note: changed since the run was begun: {change}", file=sys.stderr, flush=True)
+        if prepared.data:
+            write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
+        with Watchdog(run.path / "failures", config.run.stage_timeout) as watchdog:
             try:
-                show_first_batch(prepared, config)
+                return _Trainer(config, run, prepared, progress or _silent, watchdog).run_all()
             finally:
                 prepared.close()
-        return TrainResult(folder, None, 0, {}, {})
-    run = RunFolder(folder, dump(config), resume=resume)
-    prepared = prepare(config, folder, for_training=True)
-    run.open()
-    if prepared.data:
-        write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
-    trainer = _Trainer(config, run, prepared, progress or _silent)
-    try:
-        return trainer.run_all()
-    finally:
-        prepared.close()
+
+
+def _show(config: TrainConfig) -> TrainResult:
+    """Print the first batch; episodes that are played for a look must not replace those of a run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare(config, Path(scratch), for_training=False)
+        try:
+            show_first_batch(prepared, config)
+        finally:
+            prepared.close()
+    return TrainResult(Path(config.checkpointing.checkpoint_dir), None, 0, {}, {})
 
 
 def _silent(*_: object, **__: object) -> None:
@@ -102,7 +136,9 @@ def _silent(*_: object, **__: object) -> None:
 class _Trainer:
     """One run: the loop and what it counts."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, prepared: Prepared, progress: Progress) -> None:
+    def __init__(
+        self, config: TrainConfig, run: RunFolder, prepared: Prepared, progress: Progress, watchdog: Watchdog
+    ) -> None:
         self.config, self.run, self.prepared, self.progress = config, run, prepared, progress
         self.algorithm: Algorithm = prepared.algorithm
         self.policy = prepared.policy
@@ -110,18 +146,21 @@ class _Trainer:
         self.latest: dict[str, float] = {}
         self.ledger: Counter[str] = Counter(prepared.ledger)
         self.losses: list[float] = []
-        self.saved_step = run.start_step
         self.last_validated = -1
+        self.done = run.start_step
+        self.tokens_per_second = 0.0
+        self.stages = Stages(watchdog, self._show_stage)
+        self.saver = Checkpointer(config.checkpointing, run, self.policy, prepared.renderer)
+        if prepared.player is not None:
+            prepared.player.on_episode = watchdog.beat
 
     def run_all(self) -> TrainResult:
         """Every step from where the run stands, then the final model."""
         started = time.monotonic()
         total = self.prepared.source.total_steps
         start = self._restore()
-        names = ["tensorboard"] if self.config.logger.tensorboard_enabled else []
-        log_folder = Path(self.config.logger.log_dir or self.run.path)
         first = start + 1 if start else 0  # a run without a checkpoint validates at its start again
-        tracker = open_trackers(log_folder, names, resume_step=first if self.run.resume else None)
+        tracker = open_run_trackers(self.config, self.run.path, first if self.run.resume else None)
         step = start
         try:
             with listening_for_stop() as stop:
@@ -130,13 +169,16 @@ class _Trainer:
                 while step < total and not stop.received:
                     self._step(step, tracker)
                     step += 1
+                    self.done = step
                     self._after(step, total, tracker, stopping=stop.received)
                     self.progress(f"train {self.algorithm.name}", step, total, self._note())
-                if step > self.saved_step and self.config.checkpointing.enabled:  # stopped while validating
+                if step > self.saver.saved_step and self.config.checkpointing.enabled:  # stopped while validating
                     self._save(step, with_state=True)
+                self.saver.wait()
         finally:
+            self.saver.close()
             tracker.close()
-        model = self._publish(step == total)
+        model = self._publish(step >= total)
         return TrainResult(
             folder=self.run.path,
             model=model,
@@ -148,11 +190,17 @@ class _Trainer:
             losses=self.losses,
         )
 
+    def _show_stage(self, stage: str) -> None:
+        note = ", ".join(filter(None, (stage, self._note())))
+        self.progress(f"train {self.algorithm.name}", self.done, self.prepared.source.total_steps, note)
+
     def _restore(self) -> int:
         checkpoint = self.run.checkpoint
         if checkpoint is None:
             return 0
-        if self.run.is_finished and not (checkpoint / STATE_FILE).is_file():  # only the model is left to publish
+        if not (checkpoint / STATE_FILE).is_file():  # only the model is left to publish
+            if self.run.start_step < self.prepared.source.total_steps:
+                raise self.run.without_state()
             info = json.loads((checkpoint / INFO_FILE).read_text(encoding="utf-8"))
             self.ledger, self.latest = Counter(info["ledger"]), dict(info["metrics"])
             return self.run.start_step
@@ -161,26 +209,31 @@ class _Trainer:
         self.ledger = Counter(state["ledger"])
         self.latest = dict(state["metrics"])
         self._hand_over(self.run.start_step)
+        restore_random_state(state["random"])
         return self.run.start_step
 
     def _step(self, step: int, tracker: TrackerGroup) -> None:
-        began = time.monotonic()
+        self.saver.check()
+        self.stages.take()  # what came before, saving and validating, is not the step's
+        self.stages.enter(GENERATION if self.prepared.player is not None else DATA)
         batch = self.prepared.source.batch(step)
-        generated = time.monotonic()
         self.ledger.update(batch.ledger)
         metrics = {**batch.metrics, **{f"episodes/{name}": float(n) for name, n in batch.ledger.items()}}
         if batch.sequences:
-            metrics |= self._update(batch)
+            metrics |= self._update(batch, step + 1)
         elif self.algorithm.batches == "episodes":
             metrics["skipped"] = 1.0
         else:
             raise RunError("the batch holds nothing to train", where=f"step {step + 1}", fix="look at --show-batch")
         self._hand_over(step + 1)
         metrics |= self._without_variance(metrics)
-        self._log(step + 1, metrics, "train", tracker)
-        ended = time.monotonic()
-        timing = {"total": ended - began, "batch": generated - began, "update": ended - generated}
-        tracker.log(step + 1, timing, "timing/train")
+        num_tokens = sum(len(sequence.ids) for sequence in batch.sequences)
+        self._log(step + 1, {**metrics, "total_num_tokens": float(num_tokens)}, "train", tracker)
+        seconds = self.stages.take()
+        speed = rates(num_tokens, seconds)
+        self.tokens_per_second = speed["tokens_per_sec_per_gpu"]
+        tracker.log(step + 1, speed, "performance")
+        tracker.log(step + 1, {**seconds, "total_step_time": sum(seconds.values())}, "timing/train")
         self._check_variance(step + 1)
 
     def _without_variance(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -197,6 +250,7 @@ class _Trainer:
             return
         if self.config.checkpointing.enabled:
             self._save(step, with_state=True)
+            self.saver.wait()
         raise RunError(
             f"in no group did the rewards differ for {limit} steps in succession: there is nothing to learn",
             where=f"step {step}",
@@ -204,9 +258,10 @@ class _Trainer:
             "temperature, or set grpo.max_steps_without_variance=null",
         )
 
-    def _update(self, batch: Batch) -> dict[str, float]:
+    def _update(self, batch: Batch, step: int) -> dict[str, float]:
         """One optimiser step, or several where the batch is divided."""
         sequences, adjusted = self.algorithm.with_logprobs(self._with_logprobs(batch.sequences))
+        self.stages.enter(TRAINING)
         updates = batch.divided()
         steps: list[tuple[StepResult, list[Forest]]] = []
         checked: dict[str, float] = {}
@@ -216,16 +271,24 @@ class _Trainer:
                 self.agreement.add(sequence.previous_logprob - sequence.sampled_logprob)
             checked = self._check(batch)
         for number, update in enumerate(updates, 1):
+            rows = [sequences[row] for row in update.rows]
             forests = micro_batches(
-                [sequences[row] for row in update.rows],
+                rows,
                 self.config.policy.train_token_budget,
                 valid_tokens=update.valid_tokens,
                 valid_sequences=update.valid_sequences,
             )
+            check_forests(forests, rows)
+            if self.algorithm.batches != "episodes":  # of episodes, those without an advantage are left out
+                check_weights(forests, batch)
             # The learning rate's schedule counts steps of the run, as it does where each has one update.
             more = {} if number == len(updates) else {"advance_schedule": False}
             before = None if self.algorithm.needs_previous else lambda: checked.update(self._check(batch))
-            steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
+            try:
+                steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
+            except NonFiniteError as error:
+                place = self.run.path / "failures" / f"step_{step}"
+                raise keep_failed_batch(error, place, step, self.policy, forests, self.prepared.renderer) from error
         figures = step_figures(steps)
         self.losses.append(figures["loss"])
         return {**figures, **adjusted, **checked}
@@ -233,6 +296,9 @@ class _Trainer:
     def _with_logprobs(self, sequences: list[TrainingSequence]) -> list[TrainingSequence]:
         """The sequences with what the loss compares with, by the policy and the reference as they are now."""
         budget = self.config.policy.logprob_token_budget
+        if self.prepared.reference is None and not self.algorithm.needs_previous:
+            return sequences
+        self.stages.enter(REFERENCE)
         if self.prepared.reference is not None:
             sequences = with_reference(sequences, logprobs_of(self.prepared.reference, sequences, budget))
         if self.algorithm.needs_previous:
@@ -240,6 +306,7 @@ class _Trainer:
         return sequences
 
     def _loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
+        self.stages.watchdog.beat()
         if self.algorithm.batches == "episodes" and not self.algorithm.needs_previous:
             self.agreement.add((logprob.detach() - batch.sampled_logprob).cpu().numpy())
         return self.algorithm.loss(logprob, batch)
@@ -253,6 +320,7 @@ class _Trainer:
     def _hand_over(self, version: int) -> None:
         """Give the generator the weights that the next episodes are played with."""
         if self.prepared.player is not None:
+            self.stages.enter(HAND_OVER)
             self.prepared.source.settle()
             self.prepared.player.update(version, self.policy.named_tensors())
 
@@ -270,9 +338,16 @@ class _Trainer:
     def _validate(self, step: int, tracker: TrackerGroup) -> None:
         if self.prepared.validation is not None and step != self.last_validated:
             self.last_validated = step
+            self.stages.take()
+            self.stages.enter(VALIDATION)
             metrics = self.prepared.validation(self.policy, step)
             self._check_metric(metrics)
-            self._log(step, metrics, "validation", tracker)
+            known = KNOWN_METRIC[self.algorithm.batches]
+            self._log(step, {**metrics, known[0]: metrics[known[1]]}, "validation", tracker)
+            tracker.log(step, self.stages.take(), "timing/validation")
+            episodes = self.run.path / "rollouts" / f"validation_{step}.jsonl"
+            if episodes.is_file():
+                tracker.log_samples(step, samples_of(episodes))
 
     def _check_metric(self, metrics: dict[str, float]) -> None:
         """Checkpoints cannot be ranked by what validation does not measure."""
@@ -290,27 +365,20 @@ class _Trainer:
 
     def _note(self) -> str:
         parts = [("loss", "train/loss"), ("reward", "train/reward"), ("validation reward", "validation/reward")]
-        return ", ".join(f"{name} {self.latest[key]:.3f}" for name, key in parts if key in self.latest)
+        shown = [f"{name} {self.latest[key]:.3f}" for name, key in parts if key in self.latest]
+        shown += [f"{self.tokens_per_second:.0f} tokens/s"] if self.tokens_per_second else []
+        return ", ".join(shown)
 
     def _save(self, step: int, *, with_state: bool) -> None:
-        settings = self.config.checkpointing
-        metric = self._metric(step)
-        state: dict[str, Any] = {"ledger": dict(self.ledger), "metrics": self.latest}
-
-        def write(folder: Path) -> None:
-            self.policy.save(folder)
-            self.prepared.renderer.save(folder)
-            if with_state:
-                save_state({"policy": self.policy.state(), **state}, folder / STATE_FILE)
-
-        self.run.save(
-            step,
-            write,
-            {"metric": metric, "total_steps": self.prepared.source.total_steps, **state},
-            keep=settings.keep_top_k,
-            higher_is_better=settings.higher_is_better,
-        )
-        self.saved_step = step
+        self.stages.enter(CHECKPOINT)
+        info = {
+            "metric": self._metric(step),
+            "total_steps": self.prepared.source.total_steps,
+            "ledger": dict(self.ledger),
+            "metrics": dict(self.latest),
+        }
+        self.saver.save(step, info, with_state=with_state)
+        self.stages.leave()
 
     def _metric(self, step: int) -> float | None:
         """What ranks the checkpoint of `step`: a figure of validation only where that was of this very step."""

@@ -80,7 +80,7 @@ class Policy(Protocol):
         *,
         advance_schedule: bool = True,
     ) -> StepResult:
-        """Accumulate the loss over `forests`, clip, step. Raises `PolicyError` on a non-finite gradient.
+        """Accumulate the loss over `forests`, clip, step. Raises `NonFiniteError` on a non-finite one.
 
         `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
         `advance_schedule`: whether this is the last optimiser step of a step of the run.
@@ -97,6 +97,10 @@ class Policy(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder (safetensors)."""
+        ...
+
+    def saver(self) -> Callable[[Path], None]:
+        """A function that writes what `save` would write now, whatever the weights are by then."""
         ...
 
     def state(self) -> dict[str, Any]:

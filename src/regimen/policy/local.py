@@ -7,7 +7,7 @@ Hugging Face folders. Refuses: a model whose attention cannot take a forest, a g
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regimen.errors import PolicyError
+from regimen.errors import NonFiniteError, PolicyError
 from regimen.models import default_device, load_model, refuse_unsupported
 from regimen.policy.attention import ATTENTION_NAME, plan_attention
 from regimen.policy.base import Loss, StepResult, Supervision
-from regimen.policy.checkpoint import save_model
+from regimen.policy.checkpoint import model_tensors, save_model
 from regimen.policy.logprobs import chunked_logprobs
 from regimen.policy.schedule import build_optimizer, build_schedule
 from regimen.tokens.forest import Forest
@@ -81,7 +81,7 @@ class LocalPolicy:
         *,
         advance_schedule: bool = True,
     ) -> StepResult:
-        """Accumulate the loss over `forests`, clip, step. Raises `PolicyError` on a non-finite gradient.
+        """Accumulate the loss over `forests`, clip, step. Raises `NonFiniteError` on a non-finite one.
 
         `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
         `advance_schedule`: whether this is the last optimiser step of a step of the run.
@@ -94,10 +94,7 @@ class LocalPolicy:
         limit = self.options.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit).item()
         if not np.isfinite(norm) or not np.isfinite(total):
-            raise PolicyError(
-                f"loss {total}, gradient norm {norm}: not finite; no step was taken",
-                fix="look at the batch with --show-batch; lower the learning rate",
-            )
+            raise self._not_finite(total, norm)
         if before_step is not None:
             before_step()
         rate = float(self.optimizer.param_groups[0]["lr"])
@@ -121,6 +118,12 @@ class LocalPolicy:
         dtype = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
         save_model(self.model, folder, dtype)
 
+    def saver(self) -> Callable[[Path], None]:
+        """A function that writes what `save` would write now, whatever the weights are by then."""
+        dtype = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
+        tensors = model_tensors(self.model, dtype, copy=True)
+        return lambda folder: save_model(self.model, folder, dtype, tensors)
+
     def state(self) -> dict[str, Any]:
         """Master weights, optimiser and schedule: what resuming needs. Tensors and plain values only."""
         if self.optimizer is None or self.schedule is None:
@@ -135,11 +138,28 @@ class LocalPolicy:
         """Restore what `state` returned."""
         if self.optimizer is None or self.schedule is None:
             raise PolicyError("this policy was loaded for reading and has no training state")
+        own = dict(self.model.named_parameters())
+        other = [name for name in {*own, *state["model"]} if _shape(own, name) != _shape(state["model"], name)]
+        if other:
+            raise PolicyError(
+                f"the checkpoint's weights are of another model: {', '.join(sorted(other)[:3])}",
+                fix="resume with the model that the run was begun with",
+            )
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in own.items():
                 parameter.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def _not_finite(self, loss: float, norm: float) -> NonFiniteError:
+        """Says which weights got the bad gradient, as far as it tells them apart."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.grad is not None]
+        bad = [name for name, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        where = f" in {len(bad)} of {len(named)} weights, first {bad[0]}" if bad and len(bad) < len(named) else ""
+        return NonFiniteError(
+            f"loss {loss}, gradient norm {norm}: not finite{where}; no step was taken",
+            fix="look at the batch; lower the learning rate",
+        )
 
     def _accumulate(self, forests: Sequence[Forest], loss: Loss, *, backward: bool) -> tuple[float, dict[str, float]]:
         total, metrics = 0.0, dict[str, float]()
@@ -182,6 +202,10 @@ class LocalPolicy:
         if self.options.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
 
 
 def supervision(forest: Forest, device: torch.device) -> Supervision:

@@ -1,33 +1,35 @@
-"""metrics.jsonl: one line per logged step, `{"step": 3, "train/loss": 0.5}`, written at once.
+"""metrics.jsonl: one line per logged step, `{"step": 3, "train/loss": 0.5}`, written at once; samples.jsonl beside it.
 
-In: metrics. Out: lines of JSON; a value that is not finite is null. A resumed run drops the lines of the steps it
-will run again, and a line that a kill cut short. Refuses: a fresh run over an old file (`UsageError`), a broken line
-before the last (`RunError`).
+In: metrics, sample episodes. Out: lines of JSON; a value that is not finite is null. A resumed run drops the lines of
+the steps it will run again, and a line that a kill cut short. Refuses: a fresh run over an old file (`UsageError`), a
+broken line before the last (`RunError`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from regimen.errors import RunError, UsageError
-from regimen.tracking.base import full_name, is_number
+from regimen.tracking.base import Sample, full_name, is_number
 
 FILE_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
 
 
 class JsonLinesTracker:
     """Appends to `folder/metrics.jsonl`."""
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
-        self.path = folder / FILE_NAME
+        self.path, self.samples_path = folder / FILE_NAME, folder / SAMPLES_NAME
         folder.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
             _keep_steps_before(self.path, resume_step)
+            _keep_steps_before(self.samples_path, resume_step)
         elif self.path.exists() and self.path.stat().st_size > 0:
             raise UsageError(
                 "the folder already holds the metrics of a run",
@@ -44,6 +46,15 @@ class JsonLinesTracker:
             row[full_name(prefix, name)] = number if is_number(number) else None
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """The run folder has the configuration as it is."""
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Append a line for each episode to samples.jsonl."""
+        rows = [{"step": step, **msgspec.to_builtins(sample)} for sample in samples]
+        with self.samples_path.open("ab") as file:
+            file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
 
     def close(self) -> None:
         """Sync to disk and close; closing twice is harmless."""

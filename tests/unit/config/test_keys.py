@@ -143,7 +143,7 @@ def test_unknown_key_in_a_file_names_the_line(tmp_path: Path):
         ("sft", "data.train.processor=my.processor"),
         ("sft", "checkpointing.checkpoint_must_save_by=00:03:00:00"),
         ("sft", "checkpointing.model_save_format=torch_save"),
-        ("sft", "logger.mlflow_enabled=true"),
+        ("sft", "logger.swanlab_enabled=true"),
         ("grpo", "grpo.async_grpo.in_flight_weight_updates=true"),
         ("grpo", "grpo.async_grpo.recompute_kv_cache_after_weight_updates=true"),
         ("grpo", "grpo.async_grpo.max_generation_failures=3"),

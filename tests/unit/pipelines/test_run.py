@@ -95,10 +95,21 @@ def test_a_failed_save_leaves_no_checkpoint_and_the_next_open_clears_it(tmp_path
     with pytest.raises(OSError, match="No space"):
         run.save(2, full_disk, {}, keep=1, higher_is_better=True)
     (run.path / "..step_2.tmp.tmp-123").mkdir()  # what a kill in the middle of writing a model leaves
+    (run.path / ".step_0.old.tmp").mkdir()  # and in the middle of removing a checkpoint
+    (run.path / ".metrics.jsonl.tmp").write_text("half")
+    (run.path / "rollouts").mkdir()
+    (run.path / "rollouts" / ".step_2_materialized_inputs.jsonl.7.tmp").write_text("half")
     assert names(run.path) == ["step_1"]
     resumed = opened(run.path, resume=True)
     assert resumed.start_step == 1
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "data.json", "step_1", "versions.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "config.yaml",
+        "inputs.json",
+        "rollouts",
+        "step_1",
+        "versions.json",
+    ]
+    assert list((run.path / "rollouts").iterdir()) == []
 
 
 def test_where_a_run_goes_on(tmp_path: Path) -> None:
@@ -119,7 +130,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     opened(folder)
     with pytest.raises(UsageError, match="holds a run"):
         RunFolder(folder, CONFIG, resume=False)
-    with pytest.raises(UsageError, match="configuration differs"):
+    with pytest.raises(UsageError, match=r"changed since the run was begun: seed \(1 -> 2\).*--allow-changed"):
         RunFolder(folder, "seed: 2\n", resume=True)
     (folder / "step_final").mkdir()
     (folder / "step_final" / INFO_FILE).write_text("{}")
@@ -147,15 +158,55 @@ def test_resuming_with_changed_data_is_refused(tmp_path: Path) -> None:
     RunFolder(folder, config, resume=True)
     sidecar = tmp_path / "a${b}.sidecar.jsonl"
     sidecar.write_text("{}\n")
-    with pytest.raises(UsageError, match=r"sidecar\.jsonl: the data is not"):
+    with pytest.raises(UsageError, match=r"changed since the run was begun: data file .*sidecar\.jsonl"):
         RunFolder(folder, config, resume=True)
     sidecar.unlink()
     data.write_text("{ }\n")
-    with pytest.raises(UsageError, match="the data is not what the run was begun with"):
+    with pytest.raises(UsageError, match=r"data file .*a\$\{b\}\.jsonl"):
         RunFolder(folder, config, resume=True)
+    allowed = RunFolder(folder, config, resume=True, allow_changed=True)
+    assert allowed.changes == [f"data file {data}"]
+    allowed.open()
+    assert json.loads((folder / "changes.jsonl").read_text()) == {"step": 0, "changed": [f"data file {data}"]}
+    assert RunFolder(folder, config, resume=True).changes == []  # it is the run's data now
     data.unlink()
-    with pytest.raises(UsageError, match="the data is not"):
+    with pytest.raises(UsageError, match="data file"):
         RunFolder(folder, config, resume=True)
+
+
+def test_resuming_with_another_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
+    def begin(*, resume: bool, allow: bool = False, tokenizer: str = "a", template: str = "b") -> RunFolder:
+        run = RunFolder(tmp_path / "run", CONFIG, resume=resume, allow_changed=allow)
+        run.check_rendering(tokenizer, template)
+        return run
+
+    begin(resume=False).open()
+    assert begin(resume=True).changes == []
+    with pytest.raises(UsageError, match="changed since the run was begun: tokenizer;"):
+        begin(resume=True, tokenizer="c")
+    with pytest.raises(UsageError, match="changed since the run was begun: tokenizer, chat template;"):
+        begin(resume=True, tokenizer="c", template="d")
+    assert begin(resume=True, allow=True, template="d").changes == ["chat template"]
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_none_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened(tmp_path / "run")
+    for step in (1, 2):
+        save(run, step, float(step), keep=5)
+    real = run_module.shutil.rmtree
+
+    def killed(path: Path, **options: object) -> None:
+        if not options:  # not the clearing of leftovers
+            raise KeyboardInterrupt
+        real(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(run, 3, 3.0, keep=1)
+    assert names(run.path) == ["step_2", "step_3"]
+    assert (run.path / ".step_1.old.tmp").is_dir()
 
 
 def test_nothing_is_made_before_the_run_is_opened(tmp_path: Path) -> None:

@@ -134,12 +134,28 @@ def test_resuming_from_a_file_gives_the_same_weights(tiny: ModuleType, tmp_path:
     first = policy_of(tiny)
     for _ in range(2):
         first.train_step(forests, sft_loss)
-    save_state(first.state(), tmp_path / "state.pt")
+    save_state(first.state(), tmp_path / "state.safetensors")
     second = LocalPolicy(tiny.tiny_model(seed=9), options())
-    second.load_state(load_state(tmp_path / "state.pt"))
+    second.load_state(load_state(tmp_path / "state.safetensors"))
     results = [second.train_step(forests, sft_loss) for _ in range(2)]
     assert torch.equal(weights(second.model), weights(through.model))
     assert [round(r.learning_rate, 6) for r in results] == [0.0075, 0.00875]
+
+
+def test_a_saver_writes_the_weights_of_the_moment_it_was_made(tiny: ModuleType, tmp_path: Path) -> None:
+    policy = policy_of(tiny)
+    before = weights(policy.model).clone()
+    write = policy.saver()
+    policy.train_step(micro_batches(SEQUENCES, 100), sft_loss)
+    assert not torch.equal(weights(policy.model), before)
+    write(tmp_path / "model")
+    assert torch.equal(weights(LocalPolicy.load(tmp_path / "model", options(train=False)).model), before)
+
+
+def test_a_state_of_another_model_is_refused(tiny: ModuleType) -> None:
+    other = LocalPolicy(tiny.tiny_model(intermediate_size=40), options())
+    with pytest.raises(PolicyError, match=r"of another model: model\.layers\.0\.mlp\.down_proj\.weight"):
+        policy_of(tiny).load_state(other.state())
 
 
 def test_a_saved_folder_loads_with_transformers_and_gives_the_same_logits(tiny: ModuleType, tmp_path: Path) -> None:

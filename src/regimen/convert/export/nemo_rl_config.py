@@ -18,6 +18,7 @@ import yaml
 from regimen.config.interpolate import interpolate
 from regimen.config.known import DATA_ENTRIES, KNOWN
 from regimen.config.load import escaped
+from regimen.config.schema import RunConfig
 from regimen.config.source import Layers, Tree, lookup, merge, nest, without
 from regimen.convert.export.nemo_rl_batches import set_batches
 from regimen.convert.export.nemo_rl_rows import DataSet
@@ -110,6 +111,8 @@ def _own_keys(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
         tree["data"]["max_input_seq_length"] = length
     if config.cluster.gpus_per_node == 0:
         request.note("cluster.gpus_per_node: 0 -> 1, as NeMo RL trains on GPUs only")
+    if config.run != RunConfig():
+        request.note("run: left out, NeMo RL has no such section")
     if config.grpo is not None:
         tree["loss_fn"] = config.loss_fn.model_dump()
         tree["env"] = _environments(request, data)

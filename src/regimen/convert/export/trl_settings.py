@@ -61,7 +61,7 @@ def _run(request: ExportRequest, num_train: int) -> Tree:
         "seed": training.seed,
         "logging_steps": 1,
         "report_to": [
-            name for name in ("tensorboard", "wandb") if getattr(config.logger, f"{name}_enabled")
+            name for name in ("tensorboard", "wandb", "mlflow") if getattr(config.logger, f"{name}_enabled")
         ],
     }  # fmt: skip
 

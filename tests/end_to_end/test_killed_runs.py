@@ -1,0 +1,211 @@
+"""Runs killed again and again, at random moments and while a checkpoint is written, end as if they were not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regimen.tracking.jsonl import read_metrics
+
+# Imports once; then each line of input is a run in a process of its own, whose id and exit code are answered.
+SERVER = """
+import json, os, sys, traceback
+import torch
+import regimen.generation.transformers
+from regimen.config.load import load_train_config
+from regimen.pipelines.train import train
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    config, resume = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        try:
+            train(load_train_config(config), resume=resume)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(3)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+ENVIRONMENT = '''
+from regimen.gym.environment import Environment, Task, Verdict
+
+class Letters(Environment):
+    """Reward: the share of the answer's characters that are lower-case letters."""
+
+    name = "letters"
+
+    def tasks(self, split, num_tasks=None):
+        params = {"input": [{"role": "user", "content": "Write."}], "tools": []}
+        return [Task(index=i, row={"responses_create_params": params}) for i in range(num_tasks or 4)]
+
+    async def verify(self, session, task, output):
+        text = output[-1]["content"][0]["text"]
+        return Verdict(reward=sum(c.islower() for c in text) / max(1, len(text)))
+'''
+
+
+class Server:
+    """Starts runs, and kills them when asked."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", SERVER]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.ask, self.answer = self.process.stdin, self.process.stdout
+
+    def start(self, config: Path, run: Path) -> int:
+        """The id of a process that begins or continues `run`."""
+        self.ask.write(json.dumps([str(config), (run / "config.yaml").exists()]) + "\n")
+        self.ask.flush()
+        return int(self.answer.readline())
+
+    def code(self) -> int:
+        return int(self.answer.readline())
+
+    def finish(self, config: Path, run: Path) -> None:
+        self.start(config, run)
+        assert self.code() == 0
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Server]:
+    server = Server()
+    yield server
+    server.ask.close()
+    server.process.wait(timeout=60)
+
+
+def configuration(algorithm: str, model: Path, home: Path, name: str, num_steps: int, is_async: bool) -> Path:
+    tree: dict[str, Any] = {
+        "defaults": f"quickstart/{algorithm}",
+        "policy": {
+            "model_name": str(model),
+            "max_total_sequence_length": 1500,
+            "optimizer": {"kwargs": {"lr": 1e-3}},
+        },
+        algorithm: {"max_num_steps": num_steps, "max_num_epochs": num_steps, "val_period": 3, "val_at_start": True},
+        "checkpointing": {
+            "checkpoint_dir": str(home / name),
+            "save_period": 2,
+            "save_optimizer": True,
+            "keep_top_k": 1,
+            "is_async": is_async,
+        },
+        "logger": {"tensorboard_enabled": False},
+    }
+    if algorithm == "sft":
+        rows = [{"input": f"What is {i} + 1?", "output": f"It is {i + 1}."} for i in range(9)]
+        (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        entry = {"dataset_name": "ResponseDataset", "data_path": str(home / "rows.jsonl")}
+        tree["policy"]["train_global_batch_size"] = 4
+        tree["data"] = {"train": entry, "validation": entry}
+    else:
+        (home / "letters.py").write_text(ENVIRONMENT)
+        entry = {"dataset_name": "Environment", "env_name": f"{home / 'letters.py'}:Letters", "data_path": None}
+        tree["data"] = {split: {**entry, "split": split} for split in ("train", "validation")}
+        tree["policy"]["generation"] = {"max_new_tokens": 6, "temperature": 1.0}
+        tree["grpo"] |= {"num_prompts_per_step": 2, "num_generations_per_prompt": 3}
+    path = home / f"{name}.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def unfinished(run: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or that an earlier kill left half-written: name and inode."""
+    return {(path.name, path.stat(follow_symlinks=False).st_ino) for path in run.glob(".step_*.tmp")}
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; the server, its parent, collects it when it ends."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_sometime(server: Server, process: int, run: Path, moment: random.Random, *, in_a_write: bool) -> bool:
+    """Kill when a new half-written checkpoint appears, or some time after the run logged a few more lines.
+
+    Returns whether half a checkpoint was left.
+    """
+    left, lines = unfinished(run) if run.exists() else set(), moment.randrange(0, 12)
+    metrics = run / "metrics.jsonl"
+    before = metrics.stat().st_size if metrics.exists() else 0
+    deadline = time.monotonic() + 60
+    while is_alive(process) and time.monotonic() < deadline:
+        if in_a_write and run.exists() and unfinished(run) - left:
+            time.sleep(moment.uniform(0, 0.004))
+            break
+        grown = metrics.stat().st_size - before if metrics.exists() else 0
+        if not in_a_write and grown >= lines * 150:
+            time.sleep(moment.uniform(0, 0.1))
+            break
+        time.sleep(0.0005)
+    if is_alive(process):
+        os.kill(process, signal.SIGKILL)
+    assert server.code() == -signal.SIGKILL, "the run ended before it could be killed"
+    return run.exists() and bool(unfinished(run) - left)
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """Everything logged but the clock's figures."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [row for row in rows if not any(name.startswith(("timing/", "performance/")) for name in row)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def check_killed_runs(server: Server, model: Path, home: Path, algorithm: str, num_kills: int, num_steps: int) -> None:
+    is_async = algorithm == "sft" and num_kills % 2 == 1
+    expected = home / "whole"
+    server.finish(configuration(algorithm, model, home, "whole", num_steps, False), expected)
+    run, moment = home / "killed", random.Random(f"{algorithm} {num_kills}")
+    config = configuration(algorithm, model, home, "killed", num_steps, is_async)
+    halves = [
+        kill_sometime(server, server.start(config, run), run, moment, in_a_write=number % 2 == 0)
+        for number in range(num_kills)
+    ]
+    assert any(halves), "no kill fell into a write"
+    server.finish(config, run)
+    assert [row["step"] for row in figures(run) if "train/loss" in row] == list(range(1, num_steps + 1))
+    assert figures(run) == figures(expected)
+    assert contents(run / "model") == contents(expected / "model")
+    last = f"step_{num_steps}"
+    assert contents(run / last) == contents(expected / last)  # optimiser and random states too
+    if algorithm == "grpo":
+        assert (run / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
+    assert not [path for path in run.rglob("*") if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("algorithm, num_kills, num_steps", [("sft", 3, 10), ("grpo", 2, 6)])
+def test_a_run_killed_a_few_times(
+    algorithm: str, num_kills: int, num_steps: int, server: Server, tiny_folder: Path, tmp_path: Path
+) -> None:
+    check_killed_runs(server, tiny_folder, tmp_path, algorithm, num_kills, num_steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm, num_kills, num_steps", [("sft", 10, 60), ("sft", 11, 60), ("grpo", 10, 40)])
+def test_a_run_killed_ten_times(
+    algorithm: str, num_kills: int, num_steps: int, server: Server, tiny_folder: Path, tmp_path: Path
+) -> None:
+    check_killed_runs(server, tiny_folder, tmp_path, algorithm, num_kills, num_steps)
