@@ -42,15 +42,6 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
 
 def check_runnable(config: TrainConfig) -> None:
     """Refuse what this build can read but not run."""
-    for name in ("train", "validation"):
-        entry: DatasetConfig | None = getattr(config.data, name)
-        if config.grpo is not None and entry is not None and entry.dataset_name == "ResponseDataset":
-            raise ConfigError(
-                f"the environment {entry.env_name!r} for question-and-answer rows is not implemented in this build",
-                where=f"data.{name}.env_name",
-                expected="dataset_name Environment or NemoGymDataset",
-                fix="convert the rollouts with `regimen convert --to grpo --format gym`",
-            )
     if config.updates_per_step > 1:
         raise ConfigError(
             f"{config.updates_per_step} optimiser steps for one batch of episodes are not implemented in this build",
@@ -214,7 +205,12 @@ def _check_environments(config: TrainConfig, layers: Layers) -> None:
         return
     for name in config.env:
         if name not in (*names, "math"):
-            raise layers.refusal(f"env.{name}", "no data names this environment", f"env.{' or env.'.join(names)}")
+            raise layers.refusal(
+                f"env.{name}",
+                "no data names this environment",
+                f"env.{' or env.'.join(names)}",
+                f"remove env.{name}, or set data.train.env_name={name}",
+            )
 
 
 def _check_validation(config: TrainConfig, layers: Layers) -> None:
