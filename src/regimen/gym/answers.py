@@ -20,6 +20,7 @@ _BETWEEN_BOXES = re.compile(
     r"[\s$]*(?:[,;&]|\\text\s*\{\s*)?[\s$]*(?:and|or)?[\s$]*\}?[\s$]*(?:[A-Za-z](?:_\d)?\s*=\s*)?[\s$]*"
 )
 MAX_BETWEEN = 60
+MAX_LISTED = 20
 _ANCHOR = re.compile(r"(?:\banswers?\b[^.\n:=?]{0,40}?(?:\bis\b|\bare\b|\bwas\b|:|=)|####)[\s:]*", re.IGNORECASE)
 _BROKEN_ANCHOR = re.compile(r"(\banswers?\b[^\n]{0,40}[:*])[\s*]*\n\s*", re.IGNORECASE)
 # No sentence ends behind the letter of an option at the beginning of a line.
@@ -60,7 +61,7 @@ def boxed(text: str) -> list[str]:
     boxes = _boxes(text)
     listed: list[str] = []
     after: int | None = None
-    for start, end, content in reversed(boxes):
+    for start, end, content in reversed(boxes[-MAX_LISTED:]):
         if after is not None:
             between = text[end:after]
             if len(between) > MAX_BETWEEN or not _BETWEEN_BOXES.fullmatch(between):
@@ -71,9 +72,9 @@ def boxed(text: str) -> list[str]:
     return listed[::-1]
 
 
-def has_box(text: str) -> bool:
-    """Whether a box was begun, finished or not, and not only named as in `\\boxed{}`."""
-    return re.search(r"\\boxed\s*(?!\s*\{\s*\})[\s{0-9A-Za-z]", text) is not None
+def names_box(text: str) -> bool:
+    """Whether a box is spoken of, be it empty or never closed."""
+    return "\\boxed" in text or "\\fbox" in text
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:

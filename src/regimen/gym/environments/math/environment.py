@@ -58,7 +58,7 @@ class Math(Environment):
         """The right answer, in LaTeX, plain text, a box, or behind GSM8K's `####`."""
         gold = gold_of(answer)
         if not is_readable(gold):
-            raise ConfigError(f"the answer is {answer[:80]!r}", expected="an answer of at most 1,000 characters")
+            raise ConfigError(f"the answer is {answer[:80]!r}", expected="mathematics of at most 1,000 characters")
         return {"expected_answer": gold}
 
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:  # noqa: ARG002

@@ -15,7 +15,7 @@ from regimen.errors import ConfigError
 from regimen.gym.environment import Split
 from regimen.gym.environments.math.kinds import KINDS, Question
 
-NUM_TASKS: dict[Split, int] = {"train": 1000, "validation": 200, "test": 300}
+NUM_TASKS: dict[Split, int] = {"train": 400, "validation": 120, "test": 200}
 MAX_ATTEMPTS = 5000
 INSTRUCTION = "Put the final answer in \\boxed{}."
 

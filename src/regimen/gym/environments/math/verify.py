@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from regimen.gym.answers import behind_answer, boxed, has_box, squeezed, statements, without_thinking
+from regimen.gym.answers import behind_answer, boxed, names_box, squeezed, statements, without_thinking
 
 MAX_VALUES = 20
 
@@ -33,7 +33,7 @@ def extract_answer(text: str, question: str = "") -> str | None:
     boxes = boxed(text)
     if boxes:
         return ", ".join(boxes)
-    if has_box(text):
+    if names_box(text):
         return None
     said = [part for part in statements(text) if not _repeats(part, question)]
     for part in reversed(said):
@@ -96,9 +96,12 @@ def _masked(statement: str) -> str:
 
 def _value(tail: str, question: str) -> str | None:
     """The value in what a statement says: its formulas, or itself where it is one, or its numbers."""
-    formulas = [match.group(1) or match.group(2) for match in _MATH.finditer(tail)]
+    formulas = [(match.group(1) or match.group(2)).strip() for match in _MATH.finditer(tail)]
     if formulas:
-        return ", ".join(dict.fromkeys(formula.strip() for formula in formulas[:MAX_VALUES]))
+        outside = _MATH.sub(" ", tail)
+        leaves_choice = re.search(r"\b(?:or|either|maybe)\b", outside) or _is_formula(outside)
+        values = [*_numbers(outside), *formulas] if leaves_choice else formulas
+        return ", ".join(dict.fromkeys(values[:MAX_VALUES]))
     if _is_formula(tail):
         return tail
     given = set(_numbers(question))

@@ -8,6 +8,7 @@ Nothing of Regimen is imported, so that the process starts fast.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
@@ -44,6 +45,7 @@ def _compared(expected: list[Any], found: list[Any]) -> dict[str, Any]:
     return {"equal": bool(equal), "read": True}
 
 
+@functools.lru_cache(maxsize=4096)  # every answer of a group is compared with the same gold answer
 def _parsed(text: str) -> list[Any]:
     """The expressions in `text`; [] where it cannot be read."""
     library = _library("math_verify")

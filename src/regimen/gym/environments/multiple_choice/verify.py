@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from regimen.gym.answers import behind_answer, boxed, has_box, squeezed, statements, without_thinking
+from regimen.gym.answers import behind_answer, boxed, names_box, squeezed, statements, without_thinking
 
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\[()\[\]]|[$*`]")
@@ -17,7 +17,7 @@ _MARKUP = re.compile(r"\\[()\[\]]|[$*`]")
 _LETTER = re.compile(r"(?<![\w'’])\(?([A-Z])\)?(?![\w'’])")
 _ALONE = re.compile(r"\(?([A-Za-z])[).:]?")
 _LEADING = re.compile(r"\(?([A-Z])(?:\)|[.:](?=\s)|\)?$)")
-_NAMED = re.compile(r"\b(?:options?|choices?|letters?|answers?)\s+\(?([A-Z])\)?(?![\w'’])", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?i:options?|choices?|letters?|answers?)\s+\(?([A-Z])\)?(?![\w'’])")
 _PARENTHESISED = re.compile(r"\(([A-Z])\)")
 
 
@@ -29,9 +29,9 @@ def extract_choice(text: str, question: str = "", options: Mapping[str, str] | N
     if boxes:
         letters = {_chosen(content, options) for content in boxes}
         return letters.pop() if len(letters) == 1 else None
-    if has_box(text):
+    if names_box(text):
         return None
-    said = [part for part in statements(text) if squeezed(part) not in squeezed(question) or _ALONE.fullmatch(part)]
+    said = [part for part in statements(text) if _LEADING.match(part) or squeezed(part) not in squeezed(question)]
     for part in reversed(said):
         behind = behind_answer(part)
         if behind is not None:
