@@ -119,5 +119,5 @@ def test_answers_that_nobody_can_judge_by_fail_and_are_no_zeros(guesser: str, tm
     small = ["grpo.num_prompts_per_step=2", "policy.train_global_batch_size=12", "grpo.val_period=0"]
     folder = f"checkpointing.checkpoint_dir={tmp_path / 'run'}"
     config = load_train_config(GUIDE, [*SMALL, *small, *data, f"policy.model_name={guesser}", folder])
-    with pytest.raises(GymError, match="12 of 12 episodes failed, the last with verifier_failed.*ground truth"):
+    with pytest.raises(GymError, match=r"12 of 12 episodes failed, the last with verifier_failed.*ground truth"):
         train(config)

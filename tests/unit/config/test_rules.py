@@ -95,9 +95,19 @@ def test_what_loads_but_cannot_run_is_refused_by_name():
     assert any("4 optimiser steps for each batch" in note for note in several.notes)
     with pytest.raises(ConfigError, match=r"policy\.train_global_batch_size=512"):
         check_runnable(several)
+
+
+def test_grpo_on_questions_and_answers_can_run():
     paths = ["data.default.dataset_name=ResponseDataset", "data.train.data_path=t", "grpo.val_period=0"]
-    with pytest.raises(ConfigError, match="environment 'math' for question-and-answer rows is not implemented"):
-        check_runnable(load_train_config("grpo_math_1B", paths))
+    check_runnable(load_train_config("grpo_math_1B", paths))
+    other = load_train_config(
+        "grpo_math_1B", [*paths, "data.default.env_name=multiple_choice", "env.multiple_choice.seed=1"]
+    )
+    check_runnable(other)
+    assert other.data.train is not None
+    assert other.data.train.env_name == "multiple_choice"
+    with pytest.raises(ConfigError, match=r"^env\.maths.*remove env\.maths, or set data\.train\.env_name=maths"):
+        load_train_config("grpo_math_1B", [*paths, "env.maths.seed=1"])
 
 
 @pytest.mark.parametrize(

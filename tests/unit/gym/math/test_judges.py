@@ -20,7 +20,7 @@ from regimen.gym.environments.math.worker import num_digits
 # A hundred thousand characters of each; all are answers that say nothing, or cannot be read.
 BABBLE = [
     "{", "}", "\\[", "$", "$$", "answer ", "answer: ", "1 ", "1/", "-", "(", "=1", "1,000", "a", "\n", "* ", "or ",
-    "\\boxed{", "\\boxed", "\\boxed{\\frac{", "boxed{", "<think>", "\\text{", "answer\n", "$ $", "answer is ", "√", "\\",
+    "\\boxed{", "\\boxed", "\\boxed{\\frac{", "boxed{", "<think>", "\\text{", "answer\n", "$ $", "answer is ", "√",
 ]  # fmt: skip
 HUGE = [
     r"9^{9^{9^9}}", "9**9**9**9", "9^9^9^9", r"(10^9)!", r"10^{10^{10}}", r"10^{-10^{10}}", r"\Gamma(10^8)",
@@ -92,13 +92,13 @@ def test_judging_works_in_any_thread_and_event_loop() -> None:
 def test_processes_are_few_and_end_with_their_owner() -> None:
     judges = Judges(2)
 
-    async def many() -> None:
-        await asyncio.gather(*(judges.judge(str(n), str(n)) for n in range(20)))
+    async def many(owner: Judges) -> None:
+        await asyncio.gather(*(owner.judge(str(n), str(n)) for n in range(20)))
 
-    asyncio.run(many())
+    asyncio.run(many(judges))
     processes: list[subprocess.Popen[Any]] = [worker.process for worker in judges._idle]
     assert 1 <= len(processes) <= 2
-    del judges, many
+    del judges
     gc.collect()
     assert [process.poll() for process in processes] == [0] * len(processes)
 

@@ -56,14 +56,15 @@ RIGHT = [
     (r"\boxed{7}", r"\boxed{7}"), ("She has 3 + 4 = 7 eggs.\n#### 7", "\\boxed{7}"), ("$7$", r"\boxed{7}"),
 ]  # fmt: skip
 WRONG = [
-    ("42", ""), ("42", "41"), ("42", r"\boxed{41}"), ("42", r"\boxed{-42}"), ("42", r"\boxed{420}"), ("42", "forty two"),
+    ("42", ""), ("42", "41"), ("42", r"\boxed{41}"), ("42", r"\boxed{-42}"), ("42", r"\boxed{420}"), ("42", "forty"),
     # the right number stands somewhere else
     ("42", r"The number 42 is near. \boxed{41}"), ("42", r"\boxed{42} hmm, wait, \boxed{41}"), ("42", r"42 \boxed{x}"),
     ("42", r"42 \boxed{?}"), ("42", r"42 \boxed{41"), ("42", r"\boxed{42"), ("42", "<think>42</think>"),
     ("42", "<think>It is \\boxed{42}"), ("42", "The answer is 42. Wait, actually it is 43."), ("42", r"\boxed{42x}"),
     ("42", r"\boxed{42/43}"), ("42", r"\boxed{40-42}"), ("7", r"\boxed{1:7}"), ("42", r"\boxed{x \le 42}"),
     # candidates are listed
-    ("42", r"\boxed{41, 42}"), ("42", r"\boxed{41} or \boxed{42}"), ("42", "41 or 42"), ("42", "The answer is 41 or 42."),
+    ("42", r"\boxed{41, 42}"), ("42", r"\boxed{41} or \boxed{42}"), ("42", "41 or 42"),
+    ("42", "The answer is 41 or 42."),
     ("42", "41, 42"), ("42", "41\n42"), ("42", "40\n41\n42"), ("42", "41 42"), ("42", "The answer is 41 42"),
     ("42", r"\boxed{\{41,42\}}"), ("42", r"\boxed{[42, 43]}"), ("42", r"\boxed{4 2}"), ("6", r"\boxed{1 2 3}"),
     ("6", "1 2 3"), ("42", r"\boxed{42 \text{ or } 43}"), ("42", r"\boxed{\text{42 or 43}}"), ("2", r"\boxed{\pm 2}"),
@@ -133,7 +134,7 @@ async def test_an_episode_without_a_final_text_scores_0(environment: Math) -> No
 @pytest.mark.parametrize("gold", ["", " ", None, 42, r"\frac{1}{", r"\foo", "???", "$$", "#### "])
 async def test_a_ground_truth_that_cannot_be_read_is_a_failure(gold: object, environment: Math) -> None:
     for text in (r"\boxed{41}", r"\boxed{\foo}"):
-        with pytest.raises(GymError, match="ground truth|expected_answer"):
+        with pytest.raises(GymError, match=r"ground truth|expected_answer"):
             await verdict(environment, gold, text)
 
 
@@ -147,7 +148,7 @@ def test_rows_of_data_sets() -> None:
 
 def test_options() -> None:
     Math(math_verify_impl="hf_math_verify")
-    with pytest.raises(ConfigError, match="dapo_math_verify.*not implemented.*set env.math.math_verify_impl=hf_math"):
+    with pytest.raises(ConfigError, match=r"dapo_math_verify.*not implemented.*set env.math.math_verify_impl=hf_math"):
         Math(math_verify_impl="dapo_math_verify")
     for wrong in (0, True, "8"):
         with pytest.raises(ConfigError, match="num_workers"):
