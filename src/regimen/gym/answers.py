@@ -28,6 +28,7 @@ _SENTENCE = re.compile(r"(?<=[.!?;])(?<!\n[A-Z]\.)\s+|\n+|(?<=,)\s+(?=(?:so|thus
 _DISPLAY = re.compile(r"\\\[(.{0,400}?)\\\]|\$\$(.{0,400}?)\$\$", re.DOTALL)
 _MARKUP = re.compile(r"\*\*|__|`")
 _LIST_MARK = re.compile(r"(?m)^[ \t]*(?:[-*•]|#{1,3}(?!#)|[0-9]{1,2}\.(?=[ \t]+\S*[A-Za-z]))[ \t]+")
+_DENIED = re.compile(r",?\s*(?:\band\s+|\bbut\s+)?\bnot\s+\$?(?:[-−]?[0-9][0-9.,/]*|\(?[A-Z]\)?)(?![\w])\$?")
 _DENIAL = re.compile(r"\b(?:not|never|neither|nor|wrong|incorrect|cannot)\b|n't\b|n’t\b", re.IGNORECASE)
 
 
@@ -95,12 +96,15 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def statements(text: str) -> list[str]:
-    """The sentences and lines of the end of `text`, without emphasis, list marks, questions and denials."""
+    """The sentences and lines of the end of `text`, without emphasis, list marks, questions and what is denied."""
     text = "\n" + _MARKUP.sub("", text[-MAX_LENGTH:])
     text = _DISPLAY.sub(lambda match: " $" + " ".join((match.group(1) or match.group(2) or "").split()) + "$ ", text)
     text = _LIST_MARK.sub("", _BROKEN_ANCHOR.sub(r"\1 ", text))
     parts: list[str] = []
-    for part in filter(None, map(str.strip, _SENTENCE.split(text))):
+    for sentence in _SENTENCE.split(text):
+        part = _DENIED.sub("", sentence).strip()
+        if not part:
+            continue
         if parts and re.match(r"(?:or|and)\b", part, re.IGNORECASE):  # it goes on with the statement before
             part = f"{parts.pop().rstrip('.;,')} {part}"
         parts.append(part)

@@ -25,6 +25,7 @@ RIGHT = [
     ("43", "The answer is 42. Wait, actually it is 43."), ("3", "The total is\n\\[\n1 + 2 = 3\n\\]"), ("3", "$$3$$"),
     ("7", "There are 3 red and 4 blue, so 7 in all."), ("3", "Because 1 + 2 = 3, there are 3 of them."),
     ("4", "1. First 2 + 2.\n2. Then = 4."), ("5", "- Result: 5"), ("5", "<think>4?</think>It is 5."),
+    ("5", "The answer is 5, not 6."), ("5", "It is $5$ and not $6$."),
     # numbers
     ("1234", r"\boxed{1,234}"), ("1234", "The answer is 1,234."), ("1,234", r"\boxed{1234}"),
     ("1234", r"\boxed{1\,234}"), ("1234567", r"\boxed{1 234 567}"), ("1000000", r"\boxed{1{,}000{,}000}"),
@@ -119,6 +120,11 @@ async def test_a_formula_of_the_question_is_no_answer_to_it(environment: Math) -
         assert (await verdict(environment, gold, text, question)).reward == 0.0
     either = "Which is larger, $3/4$ or $2/3$?"
     assert (await verdict(environment, r"\frac{3}{4}", r"\boxed{3/4}", either)).reward == 1.0
+
+
+async def test_a_bare_answer_may_be_a_number_of_the_question(environment: Math) -> None:
+    for text in ("6", "It is 6.", "The answer is 6."):
+        assert (await verdict(environment, "6", text, "What is the greatest common divisor of 6 and 12?")).reward == 1.0
 
 
 async def test_the_metrics_say_what_was_compared(environment: Math) -> None:

@@ -20,7 +20,8 @@ CHOICES = [
     ("The answer is C.", "C"), ("The correct answer is (C).", "C"), ("The answer is **C**: A boat", "C"),
     ("The correct answer is option C.", "C"), ("Option C is right.", "C"), ("I choose (C).", "C"),
     ("A is wrong, B is wrong. So the answer is C.", "C"), ("The answer is Rome.", "B"), ("The answer is A boat.", "C"),
-    ("The answer is A.", "A"), ("<think>A</think>B", "B"), ("A. Rome would be nice.\nThe answer is B.", "B"),
+    ("The answer is A.", "A"), ("<think>A</think>B", "B"), ("The answer is C, not A.", "C"),
+    ("A. Rome would be nice.\nThe answer is B.", "B"),
 ]  # fmt: skip
 NO_CHOICES = [
     # nothing, or no letter

@@ -12,6 +12,7 @@ import re
 from regimen.gym.answers import behind_answer, boxed, names_box, squeezed, statements, without_thinking
 
 MAX_VALUES = 20
+REPEATED_WORDS = 3  # fewer may be an answer that the question names
 
 _MATH = re.compile(r"\$([^$\n]{1,400})\$|\\\(([^\n]{1,400}?)\\\)")
 _MARKER = re.compile(
@@ -66,7 +67,8 @@ def _last_stated(said: list[str], question: str) -> str | None:
 
 
 def _repeats(statement: str, question: str) -> bool:
-    return squeezed(statement) in squeezed(question)
+    said = squeezed(statement)
+    return len(said.split()) >= REPEATED_WORDS and said in squeezed(question)
 
 
 def _is_bare(statement: str) -> bool:
