@@ -53,6 +53,7 @@ async def test_numbers_too_large_to_compute_are_wrong_answers(environment: Math)
     found = await asyncio.gather(*(reward(environment, rf"\boxed{{{text}}}") for text in HUGE))
     assert [text for text, value in zip(HUGE, found, strict=True) if value != 0.0] == []
     assert await reward(environment, r"\boxed{2^{100}}", str(2**100)) == 1.0
+    assert await reward(environment, rf"\boxed{{{10**500}}}", "10^{500}") == 1.0
 
 
 async def test_a_judgement_that_does_not_end_is_a_failure_and_the_next_one_works() -> None:

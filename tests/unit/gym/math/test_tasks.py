@@ -128,12 +128,29 @@ def other(answer: str) -> str:
     return f"{answer[: match.start()]}{int(match.group()) + 1}{answer[match.end() :]}"
 
 
+def not_worked_out(template: str) -> Callable[[Task], str]:
+    """The right answer, if it is one value, as a calculation; else nothing."""
+
+    def say(task: Task) -> str:
+        gold = task.row["expected_answer"]
+        return "" if "," in gold else rf"\boxed{{{template.format(gold)}}}"
+
+    return say
+
+
 ADVERSARIES: dict[str, Callable[[Task], str]] = {
     "a wrong answer": lambda task: rf"\boxed{{{other(task.row['expected_answer'])}}}",
     "right in the reasoning": lambda task: f"It could be ${task.row['expected_answer']}$. \\boxed{{7777}}",
     "all candidates": lambda task: f"The answer is 7777 or ${task.row['expected_answer']}$.",
     "all candidates in boxes": lambda task: rf"\boxed{{7777}}, \boxed{{{task.row['expected_answer']}}}",
     "a list of candidates": lambda task: rf"\boxed{{7777, {task.row['expected_answer']}, 8888}}",
+    "a sum": not_worked_out("{} + 0"),
+    "a difference": not_worked_out("{} - 0"),
+    "a product": not_worked_out(r"1 \times {}"),
+    "a product of parentheses": not_worked_out("(1)({})"),
+    "a quotient": not_worked_out(r"\frac{{2 \cdot {}}}{{2}}"),
+    "a power": not_worked_out(r"({})^1"),
+    "a root": not_worked_out(r"\sqrt{{1}} {}"),
     "denied": lambda task: f"The answer is not ${task.row['expected_answer']}$.",
     "never closed": lambda task: rf"\boxed{{{task.row['expected_answer']}",
     "only thought": lambda task: rf"<think>\boxed{{{task.row['expected_answer']}}}</think>",

@@ -10,6 +10,7 @@ import pytest
 from regimen.errors import ConfigError, GymError
 from regimen.gym.environment import Task, Verdict
 from regimen.gym.environments.math import Math
+from regimen.gym.environments.math.spelling import is_worked_out
 
 HALF, SET, BELOW, AREA = r"\frac{1}{2}", r"\{1, 2\}", r"(-\infty, 3]", r"9\pi"
 MATRIX = r"\begin{pmatrix}1\\2\end{pmatrix}"
@@ -30,7 +31,8 @@ RIGHT = [
     ("1234", r"\boxed{1,234}"), ("1234", "The answer is 1,234."), ("1,234", r"\boxed{1234}"),
     ("1234", r"\boxed{1\,234}"), ("1234567", r"\boxed{1 234 567}"), ("1000000", r"\boxed{1{,}000{,}000}"),
     ("-5", "\\boxed{−5}"), ("-5", "The answer is -5."), ("-5", "It is −5."), ("0.08", r"\boxed{.08}"),
-    ("1000", r"\boxed{10^3}"), ("5!", r"\boxed{120}"), ("10", r"\boxed{\binom{5}{2}}"), ("50%", r"\boxed{50\%}"),
+    ("1000", r"\boxed{10^3}"), ("0.0000012", r"\boxed{1.2 \times 10^{-6}}"),
+    ("1/8000000", "0.000000125"), ("5!", r"\boxed{120}"), ("10", r"\boxed{\binom{5}{2}}"), ("50%", r"\boxed{50\%}"),
     # fractions
     ("1/2", r"\boxed{\frac{1}{2}}"), (HALF, r"\boxed{0.5}"), ("0.5", "The answer is 1/2."), ("1/3", "0.333333"),
     (r"\frac{3}{4}", r"$\dfrac{3}{4}$"), ("7/2", r"\boxed{3 1/2}"), ("7/2", "The answer is 3 1/2."),
@@ -39,7 +41,8 @@ RIGHT = [
     (SET, r"\boxed{\{2, 1\}}"), (SET, r"\boxed{1, 2}"), (SET, r"\boxed{x = 1 \text{ or } x = 2}"),
     (SET, r"$x = \boxed{1}$ or $x = \boxed{2}$"), (SET, "The answer is 1 and 2."), (SET, "x = 1 or x = 2"),
     ("[1, 2)", r"\boxed{[1, 2)}"), (BELOW, r"\boxed{(-\infty,3]}"), (BELOW, "The answer is (-∞, 3]."),
-    (BELOW, r"\boxed{\left(-\infty, 3\right]}"), ("x \\le 3", r"\boxed{(-\infty, 3]}"), ("(1,2)", r"\boxed{(1, 2)}"),
+    (BELOW, r"\boxed{\left(-\infty, 3\right]}"), (BELOW, r"\boxed{x \in (-\infty, 3]}"),
+    ("x \\le 3", r"\boxed{(-\infty, 3]}"), ("(1,2)", r"\boxed{(1, 2)}"),
     # units and currencies
     ("12", r"\boxed{12\text{ cm}}"), ("12", r"\boxed{12 \, \mathrm{cm}^2}"), ("12", "The area is 12 cm²."),
     ("12", "The area is 12 square centimetres."), ("18", "Janet makes 18 dollars."), ("18", r"\boxed{\$18}"),
@@ -82,7 +85,8 @@ WRONG = [
     ("yes", "no"), ("yes", "yes or no"), ("yes", r"\boxed{no}"), ("listen", r"\boxed{silent}"),
     ("Monday", "Monday or Tuesday"), ("2024-05-01", r"\boxed{2018}"), ("1", r"\boxed{True}"),
     # too rough
-    ("1/3", r"\boxed{0.3}"), ("3.14159", r"\boxed{3.14}"), (AREA, r"\boxed{28.27}"),
+    ("1/3", r"\boxed{0.3}"), ("3.14159", r"\boxed{3.14}"), ("0.0000001", r"\boxed{0}"),
+    ("0", r"\boxed{0.0000001}"), ("0.0000012", r"\boxed{0.0000014}"), (AREA, r"\boxed{28.27}"),
 ]  # fmt: skip
 
 
@@ -120,6 +124,33 @@ async def test_a_formula_of_the_question_is_no_answer_to_it(environment: Math) -
         assert (await verdict(environment, gold, text, question)).reward == 0.0
     either = "Which is larger, $3/4$ or $2/3$?"
     assert (await verdict(environment, r"\frac{3}{4}", r"\boxed{3/4}", either)).reward == 1.0
+
+
+WORKED_OUT = [
+    ("70", "70"), ("70", "70.0"), ("70", "x = 70"), ("70", "23 + 47 = 70"), ("70", r"70\text{ cm}^2"), ("-5", "-5"),
+    ("70", r"\frac{140}{2}"), (r"\frac{5}{6}", "5/6"), (r"9\pi", r"9 \cdot \pi"), (r"6\sqrt{2}", r"6 \times \sqrt{2}"),
+    (r"\{-3, 4\}", "x = -3, x = 4"), (r"(-\infty, 3]", r"x \in (-\infty, 3]"), ("7/2", r"3\frac{1}{2}"),
+    ("70", "70^\\circ"), ("70", "+70"),
+]  # fmt: skip
+NOT_WORKED_OUT = [
+    ("70", "47 + 23"), ("70", "100 - 30"), ("70", "7(10)"), ("70", "(7)(10)"), ("70", r"7 \cdot 10"), ("64", "2^6"),
+    ("120", "5!"), ("4", r"\sqrt{16}"), (r"6\sqrt{2}", r"\sqrt{72}"), (r"6\sqrt{2}", r"\sqrt{36 \cdot 2}"),
+    ("10", r"\binom{5}{2}"), (r"\{-3, 4\}", r"\{-3, 2 + 2\}"),
+    ("12", r"\gcd(24, 36)"), (r"\frac{5}{6}", r"\frac{1}{2} + \frac{1}{3}"),
+    ("2", "8/2/2"),
+]  # fmt: skip
+
+
+def test_what_is_worked_out() -> None:
+    assert [case for case in WORKED_OUT if not is_worked_out(case[1], case[0])] == []
+    assert [case for case in NOT_WORKED_OUT if is_worked_out(case[1], case[0])] == []
+
+
+async def test_rows_may_ask_for_answers_that_are_worked_out(environment: Math) -> None:
+    row = {"responses_create_params": {"input": "What is $23 + 47$?"}, "expected_answer": "70"}
+    for text, strict, reward in (("47 + 23", True, 0.0), ("47 + 23", False, 1.0), ("70", True, 1.0)):
+        asked = Task(0, {**row, "worked_out": strict})
+        assert (await environment.verify(None, asked, message(rf"\boxed{{{text}}}"))).reward == reward
 
 
 async def test_a_bare_answer_may_be_a_number_of_the_question(environment: Math) -> None:

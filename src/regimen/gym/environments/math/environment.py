@@ -10,7 +10,7 @@ from regimen.errors import ConfigError, GymError
 from regimen.gym.answers import final_text, question_of
 from regimen.gym.environment import Environment, Split, Task, Verdict
 from regimen.gym.environments.math.judges import Judges
-from regimen.gym.environments.math.spelling import is_readable, repeats, said, spelled, words
+from regimen.gym.environments.math.spelling import is_readable, is_worked_out, repeats, said, spelled, words
 from regimen.gym.environments.math.tasks import NUM_TASKS, task_rows
 from regimen.gym.environments.math.verify import extract_answer, gold_of
 
@@ -70,7 +70,9 @@ class Math(Environment):
         question = question_of(row)
         text = final_text(output)
         answer = extract_answer(text, question) if text is not None else None
-        is_right = answer is not None and await self._is_right(gold_of(expected), answer, question)
+        gold, is_right = gold_of(expected), False
+        if answer is not None and (is_worked_out(answer, gold) or not row.get("worked_out")):
+            is_right = await self._is_right(gold, answer, question)
         return Verdict(
             reward=1.0 if is_right else 0.0,
             metrics={

@@ -39,6 +39,11 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SMALL_WORDS = frozenset({"yes", "no", "odd", "even", "true", "false", "none"})
 _MATH_WORDS = frozenset({"pi", "infinity", "inf"})
+_OPERATION = re.compile(r"(?<=.)\+|[*^!]|(?<=[\w)])-|(?<=[\w)])\(|\)(?=\w)")
+_RADICAND = re.compile(r"\\sqrt(\[?[0-9]+|.)")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_VALUES = frozenset({"pi", "infty", "displaystyle"})
+_WORDS_IN_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[0-9]\}?)?")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 
 
@@ -99,6 +104,28 @@ def repeats(answer: str, question: str, gold: str) -> bool:
     if not re.search(r"[+*/^=<>!(]|\\sqrt|(?<=.)-|\\[lg]e", said) or said == _formula(gold):
         return False
     return said in _formula(question)
+
+
+def is_worked_out(answer: str, gold: str) -> bool:
+    """Whether an answer is calculated as far as the right one, so that `47 + 23` does not stand for `70`.
+
+    No operation, root or function more than in the right answer, and one fraction for each value.
+    """
+    said, right = (_calculated(text) for text in (answer, gold))
+    return (
+        len(_OPERATION.findall(said)) <= len(_OPERATION.findall(right))
+        and said.count("/") + said.count(":") <= said.count(",") + 1
+        and sorted(_RADICAND.findall(said)) == sorted(_RADICAND.findall(right))
+        and set(_COMMAND.findall(said)) <= {*_COMMAND.findall(right), *_VALUES}
+    )
+
+
+def _calculated(text: str) -> str:
+    """The formula of a value: what stands behind the last `=`, without units."""
+    text = re.sub(r"\^\{?\\circ\}?", "", _WORDS_IN_TEXT.sub("", text))
+    formula = _formula(text if "," in text else text.rpartition("=")[2])
+    formula = re.sub(r"^[A-Za-z]\\in(?![A-Za-z])", "", formula)
+    return re.sub(r"(?<=[0-9])\*(?=\\(?:pi|sqrt))", "", formula)
 
 
 def _formula(text: str) -> str:

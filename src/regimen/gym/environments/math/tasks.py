@@ -32,6 +32,7 @@ def task_row(question: Question, split: Split) -> dict[str, Any]:
     return {
         "responses_create_params": {"input": [{"type": "message", "role": "user", "content": content}]},
         "expected_answer": question.answer,
+        "worked_out": True,
         "kind": question.kind,
         "split": split,
         "agent_ref": {"name": "math"},

@@ -19,6 +19,8 @@ import sys
 from typing import Any
 
 MAX_DIGITS = 5000.0
+PLACES = 6
+SMALL = 1e-3
 MEMORY = 2 << 30
 
 
@@ -37,12 +39,21 @@ def judge(gold: str, answer: str) -> dict[str, Any]:
 
 def _compared(expected: list[Any], found: list[Any]) -> dict[str, Any]:
     try:
-        equal = _library("math_verify").verify(expected, found, timeout_seconds=None, raise_on_error=True)
+        equal = _library("math_verify").verify(
+            expected, found, float_rounding=_places([*expected, *found]), timeout_seconds=None, raise_on_error=True
+        )
     except (MemoryError, RecursionError) as error:
         return {"failure": f"comparing failed with {type(error).__name__}"}
     except Exception:  # the library compares by many ways, some of which end so for what is not equal
         equal = False
     return {"equal": bool(equal), "read": True}
+
+
+def _places(values: list[Any]) -> int:
+    """Decimal places to compare: six, or six digits of a number so small that six places would make it 0."""
+    sympy = _library("sympy")
+    small = [abs(v) for v in values if isinstance(v, sympy.Number) and v.is_finite and 0 < abs(v) < SMALL]
+    return PLACES - math.floor(math.log10(min(small))) if small else PLACES
 
 
 @functools.lru_cache(maxsize=4096)  # every answer of a group is compared with the same gold answer
