@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from regimen.cli.progress import PatientReport, shown_progress
+from regimen.convert.command import training_command
 from regimen.convert.ledger import meaning_of
 from regimen.convert.manifest import Manifest
 from regimen.convert.options import (
@@ -192,7 +193,7 @@ def convert(
 
 
 def print_manifest(manifest: Manifest, out: Path, console: Console) -> None:
-    """The ledger, the files and the warnings, short."""
+    """The ledger, the files, the warnings and the command that trains on them, short."""
     console.print(ledger_table(manifest))
     for name, count in {**manifest.ledger.uses, **manifest.ledger.notes}.items():
         console.print(f"  {name.replace('_', ' ')}: {count}", highlight=False)
@@ -203,6 +204,9 @@ def print_manifest(manifest: Manifest, out: Path, console: Console) -> None:
         console.print(f"  {file.name:<22} {file.rows:>7,} rows {file.size:>12,} bytes", highlight=False)
     for warning in manifest.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+    command = training_command(manifest, out)
+    if command is not None:
+        console.print(f"next: {escape(command)}", highlight=False, soft_wrap=True)
 
 
 def extra_lines(manifest: Manifest) -> list[str]:

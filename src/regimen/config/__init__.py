@@ -8,7 +8,6 @@ from regimen.config.load import (
     load_iterate_config,
     load_train_config,
 )
-from regimen.config.rules import check_runnable
 from regimen.config.schema import CollectConfig, EvaluateConfig, IterateConfig, TrainConfig
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "IterateConfig",
     "TrainConfig",
     "assignment",
-    "check_runnable",
     "dump",
     "load_collect_config",
     "load_evaluate_config",

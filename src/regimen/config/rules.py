@@ -1,7 +1,6 @@
 """Rules between fields, checked before anything is loaded.
 
 In: a typed configuration. Out: nothing, or notes. Refuses contradictions with a `ConfigError` that says what to set.
-`check_runnable` is for the pipeline: what may be written down but not run by this build.
 """
 
 from __future__ import annotations
@@ -45,19 +44,6 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
         )
     if config.cluster.num_nodes > 1 or config.cluster.gpus_per_node > 1:
         layers.notes.append("no effect here, as the local policy is one process: cluster")
-
-
-def check_runnable(config: TrainConfig) -> None:
-    """Refuse what this build can read but not run."""
-    for name in ("train", "validation"):
-        entry: DatasetConfig | None = getattr(config.data, name)
-        if config.grpo is not None and entry is not None and entry.dataset_name == "ResponseDataset":
-            raise ConfigError(
-                f"the environment {entry.env_name!r} for question-and-answer rows is not implemented in this build",
-                where=f"data.{name}.env_name",
-                expected="dataset_name Environment or NemoGymDataset",
-                fix="convert the rollouts with `regimen convert --to grpo --format gym`",
-            )
 
 
 def check_play(config: PlayConfig, prefix: str = "") -> None:
@@ -215,7 +201,12 @@ def _check_environments(config: TrainConfig, layers: Layers) -> None:
         return
     for name in config.env:
         if name not in (*names, "math"):
-            raise layers.refusal(f"env.{name}", "no data names this environment", f"env.{' or env.'.join(names)}")
+            raise layers.refusal(
+                f"env.{name}",
+                "no data names this environment",
+                f"env.{' or env.'.join(names)}",
+                f"remove env.{name}, or set data.train.env_name={name}",
+            )
 
 
 def _check_validation(config: TrainConfig, layers: Layers) -> None:

@@ -24,6 +24,15 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "dpo": ("preference", "binary"),
     "grpo": ("gym", "response"),
 }
+# What a training configuration calls the data set that reads the rows of a format.
+DATASETS = {
+    "openai": "openai_format",
+    "simple": "ResponseDataset",
+    "preference": "PreferenceDataset",
+    "binary": "BinaryPreferenceDataset",
+    "gym": "NemoGymDataset",
+    "response": "ResponseDataset",
+}
 # Formats whose rows hold plain strings, so that reasoning can only stand inside the text.
 STRING_FORMATS = ("simple", "binary")
 BINARY_THRESHOLD = 1.0

@@ -76,6 +76,16 @@ class Environment(ABC):
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
         """Judge an episode by its output, a list of Responses items."""
 
+    def answer_fields(self, answer: str) -> dict[str, Any]:  # noqa: ARG002
+        """The verifier's fields of a task that is a question with the right answer `answer`, as data sets have them.
+
+        Raises `ConfigError` for an answer that this environment cannot judge by; the base takes no such tasks.
+        """
+        raise ConfigError(
+            f"environment {self.name!r} does not judge question-and-answer rows",
+            expected="an environment that does, like math or multiple_choice",
+        )
+
     async def close(self, session: Any) -> None:  # noqa: B027
         """End an episode and free what its session holds. Called once per `seed` that returned."""
 

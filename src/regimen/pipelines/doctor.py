@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from regimen.config import check_runnable
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.convert.sidecar import EpisodeRecord, PairRecord
@@ -103,7 +102,6 @@ def doctor(
     config: TrainConfig, *, device_memory: float | None = None, thresholds: Thresholds = DEFAULT_THRESHOLDS
 ) -> Checkup:
     """Look at everything a run would need; `device_memory` (in GB) is what the estimate is held against."""
-    check_runnable(config)
     findings: list[Finding] = []
     renderer = _renderer(config, findings)
     splits: dict[str, _Split] = {}

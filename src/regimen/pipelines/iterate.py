@@ -29,7 +29,7 @@ import msgspec
 
 from regimen.config.load import assignment, dump, load_train_config
 from regimen.config.schema import CollectConfig, EvaluateConfig, IterateConfig
-from regimen.convert.options import ConvertOptions, check_for_target
+from regimen.convert.options import DATASETS, ConvertOptions, check_for_target
 from regimen.errors import ConfigError, ConvertError, UsageError
 from regimen.evaluation.compare import Comparison
 from regimen.pipelines.collect import collect
@@ -44,14 +44,6 @@ from regimen.registry import nearest
 STATE_FILE = "state.json"
 RESULT_FILE = "iterate.json"
 START = 0  # stands for the starting model where rounds are numbered
-DATASETS = {
-    "openai": "openai_format",
-    "simple": "ResponseDataset",
-    "preference": "PreferenceDataset",
-    "binary": "BinaryPreferenceDataset",
-    "gym": "NemoGymDataset",
-    "response": "ResponseDataset",
-}
 
 Progress = Callable[..., None]
 

@@ -1,6 +1,7 @@
-"""The tasks that GRPO plays: an environment's own, or rows of a converted folder judged by an environment.
+"""The tasks that GRPO plays: an environment's own, task rows, or questions and answers judged by an environment.
 
-In: a data set's section. Out: an environment and its tasks. Refuses: data without an environment to judge it.
+In: a data set's section. Out: an environment and its tasks. Refuses: data without an environment to judge it, and rows
+that are no tasks, with their line.
 """
 
 from __future__ import annotations
@@ -14,18 +15,12 @@ from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.errors import ConfigError, ConvertError, UsageError
 from regimen.gym.environment import SPLITS, Environment, Split, Task, load_environment
+from regimen.pipelines.questions import question_tasks
 
 
 def environment_of(config: TrainConfig, dataset: DatasetConfig) -> Environment:
     """The environment that plays and judges the data set's tasks."""
     name = dataset.env_name
-    if dataset.dataset_name == "ResponseDataset":
-        raise ConfigError(
-            f"GRPO on a ResponseDataset with env.{name or 'math'} is not built yet",
-            where="data.train.dataset_name",
-            expected="Environment or NemoGymDataset",
-            fix="convert the rollouts with --to grpo and train on the tasks it writes",
-        )
     if name is None:
         if dataset.data_path is None:
             raise ConfigError("no environment is named", where="data.train.env_name")
@@ -41,7 +36,9 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
             raise ConfigError(f"unknown split {wanted!r}", where="data.train.split", expected=", ".join(SPLITS))
         return environment.tasks(wanted, dataset.num_tasks)
     path = Path(dataset.data_path or "")
-    return _indexed(path, _read_rows(path))[: dataset.num_tasks]
+    if dataset.dataset_name == "ResponseDataset":
+        return question_tasks(dataset, environment, read_rows(path), split)
+    return _indexed(path, _task_rows(path))[: dataset.num_tasks]
 
 
 def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
@@ -66,8 +63,8 @@ def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
     return [Task(own[number] if number in own else next(free), row) for number, row in rows.items()]
 
 
-def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
-    """The rows by line, counted from 1."""
+def read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of a file by line, counted from 1."""
     if not path.is_file():
         raise UsageError("there is no such file", where=str(path), fix="check data.train.data_path")
     rows: dict[int, dict[str, Any]] = {}
@@ -78,16 +75,24 @@ def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ConvertError(f"not JSON ({error})", where=f"{path}:{number}") from None
-        if not isinstance(row, dict) or "responses_create_params" not in row:
-            raise ConvertError("not a task row", where=f"{path}:{number}", expected="responses_create_params")
+        if not isinstance(row, dict):
+            raise ConvertError("not a JSON object", where=f"{path}:{number}")
         rows[number] = row
     if not rows:
         raise UsageError("the file holds no task", where=str(path))
     return rows
 
 
+def _task_rows(path: Path) -> dict[int, dict[str, Any]]:
+    rows = read_rows(path)
+    for number, row in rows.items():
+        if "responses_create_params" not in row:
+            raise ConvertError("not a task row", where=f"{path}:{number}", expected="responses_create_params")
+    return rows
+
+
 def _environment_of_rows(path: Path) -> str:
-    names = {str((row.get("agent_ref") or {}).get("name")) for row in _read_rows(path).values()}
+    names = {str((row.get("agent_ref") or {}).get("name")) for row in _task_rows(path).values()}
     if len(names) != 1 or "None" in names:
         raise ConfigError(
             f"the rows name {', '.join(sorted(names))}",

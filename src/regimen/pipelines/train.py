@@ -21,7 +21,6 @@ from pathlib import Path
 from torch import Tensor
 
 from regimen.algorithms.base import Algorithm
-from regimen.config import check_runnable
 from regimen.config.load import dump
 from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError, NonFiniteError, RunError
@@ -97,7 +96,6 @@ def train(
     Raises `UsageError` for a folder in use, `NonFiniteError` for a step that is not finite, `GenerationError` when the
     sampler and the policy disagree, `RunError` for a stage that hangs.
     """
-    check_runnable(config)
     seed_everything(config.seed)
     with deterministic_kernels(config.run.deterministic):
         if show_batch:

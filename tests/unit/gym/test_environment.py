@@ -65,7 +65,7 @@ def test_from_an_entry_point(monkeypatch):
     point = EntryPoint("theirs", "regimen.gym.environments.calculator:Calculator", module.ENTRY_POINT_GROUP)
     monkeypatch.setattr(module, "entry_points", lambda group: [point] if group == "regimen.environments" else [])
     assert isinstance(load_environment("theirs"), Calculator)
-    with pytest.raises(ConfigError, match="calculator, theirs"):
+    with pytest.raises(ConfigError, match=r"one of calculator, .*theirs, or path"):
         load_environment("nothing")
 
 
@@ -110,3 +110,8 @@ def test_an_environment_without_init_takes_no_options():
     assert Plain().tasks("train") == []
     with pytest.raises(ConfigError, match="'plain' takes no option 'a'"):
         Plain(a=1)
+
+
+def test_questions_and_answers_are_for_those_that_judge_them():
+    with pytest.raises(ConfigError, match=r"'calculator' does not judge question-and-answer rows.*math or multiple_ch"):
+        Calculator().answer_fields("42")

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, cast
 
+from regimen.gym.answers import final_text, question_of
 from regimen.gym.environment import Verdict
-from regimen.rollouts.messages import content_text, input_messages, item_type
+from regimen.rollouts.messages import content_text, item_type
 
 MAX_DIGITS = 40  # a longer run of digits is babble, not a number
 MAX_LENGTH = 4000  # characters; of a longer message the end is read
@@ -76,23 +77,6 @@ def is_well_formed(call: dict[str, Any]) -> bool:
     if call.get("name") != "calculator" or not isinstance(arguments, dict):
         return False
     return isinstance(cast("dict[str, Any]", arguments).get("expression"), str)
-
-
-def final_text(output: Sequence[dict[str, Any]]) -> str | None:
-    """The text of the assistant messages that end the output; None where it ends with a tool call or output."""
-    texts: list[str] = []
-    for item in reversed(output):
-        if item_type(item) == "message" and item.get("role") == "assistant":
-            texts.append(content_text(item.get("content")))
-        elif item_type(item) != "reasoning":
-            break
-    return "\n".join(reversed(texts)) if texts else None
-
-
-def question_of(row: dict[str, Any]) -> str:
-    """The last user message of the task."""
-    messages = input_messages(row["responses_create_params"])
-    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
 
 
 def extract_answer(text: str, question: str = "") -> Fraction | None:
