@@ -2,7 +2,8 @@
 
 RegimenError                   a message a person can act on: what, where, expected, fix
 ├── UsageError                 the command was called wrongly (missing file, wrong option)         exit 2
-│   └── ConfigError            a configuration key or value is wrong                               exit 2
+│   ├── ConfigError            a configuration key or value is wrong                               exit 2
+│   └── RequestError           a request to a server is wrong or refused                           exit 2
 └── WorkError                  the work itself failed                                              exit 1
     ├── RolloutError           a row or a file of rollouts cannot be read
     ├── ConvertError           rows cannot be converted, or the ledger does not balance
@@ -48,6 +49,24 @@ class UsageError(RegimenError):
 
 class ConfigError(UsageError):
     """A configuration file, key or value is wrong."""
+
+
+class RequestError(UsageError):
+    """A request to a server is wrong or refused; `status` is the HTTP status, `code` a word for programs."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_request",
+        where: str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, expected=expected, fix=fix)
+        self.status = status
+        self.code = code
 
 
 class WorkError(RegimenError):
