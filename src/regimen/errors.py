@@ -10,7 +10,8 @@ RegimenError                   a message a person can act on: what, where, expec
     ├── TokenError             a chat template, a mask or token ids are inconsistent
     ├── PolicyError            a model folder, a training step or a checkpoint failed
     ├── GenerationError        the generator failed, or disagrees with the policy
-    ├── GymError           an environment, a tool or a verifier failed
+    ├── GymError               an environment, a tool or a verifier failed
+    ├── EndpointError          a server that was asked did not answer, or not as it should
     └── RunError               a run folder cannot be written or resumed
 """
 
@@ -95,6 +96,27 @@ class GenerationError(WorkError):
 
 class GymError(WorkError):
     """An environment, a tool or a verifier failed."""
+
+
+class EndpointError(WorkError):
+    """A server that was asked did not answer, or not as it should.
+
+    `status` is its HTTP status, `body` the beginning of what it said; None where it said nothing.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+        status: int | None = None,
+        body: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, expected=expected, fix=fix)
+        self.status = status
+        self.body = body
 
 
 class RunError(WorkError):

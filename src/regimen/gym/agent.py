@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from regimen.errors import GymError
+from regimen.errors import ConfigError
 from regimen.generation.base import ChatModel, Generation, Reply, Sampling
 from regimen.gym.conversation import Conversation, Message, MessageConversation, Renderer, TokenConversation
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
@@ -227,7 +227,7 @@ class _Episode:
         """
         size, limit = self.conversation.num_tokens(), self.limits.max_sequence_length
         if size >= limit and not self.replies:
-            error = GymError(f"prompt of {size} tokens leaves no room in max_sequence_length {limit}")
+            error = ConfigError(f"prompt of {size} tokens leaves no room in max_sequence_length {limit}")
             raise _FailedError(Outcome.ENVIRONMENT_FAILED, error)
         if size >= limit:
             return None

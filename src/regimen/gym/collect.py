@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +26,30 @@ from regimen.gym.environment import Environment, Task
 from regimen.gym.protocol import Files, files_of, is_failure, materialized_row
 from regimen.rollouts.writer import JsonLinesWriter, write_rows_atomically
 
-__all__ = ["Collection", "check_output", "collect_rollouts", "episode_seed"]
+__all__ = [
+    "Collection",
+    "Player",
+    "check_output",
+    "collect_episodes",
+    "collect_rollouts",
+    "episode_seed",
+    "identity_of",
+    "settings_of",
+]
 
 Row = dict[str, Any]
 Pair = tuple[int, int]
 MAX_FAILURE_RATE = 0.5
 MIN_EPISODES = 20  # before the failure rate says anything
+
+
+class Player(msgspec.Struct, frozen=True, kw_only=True):
+    """Who plays: the name rows carry, what every row tells of its making, what else must be the same on resuming."""
+
+    name: str
+    identity: Row
+    settings: Row
+    play: Callable[[Task, int], Awaitable[Row]]
 
 
 class Collection(msgspec.Struct, kw_only=True):
@@ -72,6 +90,48 @@ async def collect_rollouts(
     model_name: str = "policy",
     max_failure_rate: float = MAX_FAILURE_RATE,
 ) -> Collection:
+    """Play every task `num_repeats` times with a generation in this process; see `collect_episodes`."""
+
+    async def one(task: Task, repeat: int) -> Row:
+        return await play(
+            task, repeat, environment, generation, renderer, sampling, seed, limits, step=step, model_name=model_name
+        )
+
+    ends = {
+        "stop_ids": sorted(sampling.stop_ids or renderer.stop_ids),
+        "max_sequence_length": (limits or Limits()).max_sequence_length,
+    }
+    player = Player(
+        name=environment.name,
+        identity=identity_of(seed, renderer.fingerprint, renderer.template_fingerprint, sampling, model_name),
+        settings={**ends, **settings_of(sampling, limits or Limits(), environment)},
+        play=one,
+    )
+    return await collect_episodes(
+        tasks,
+        num_repeats,
+        player,
+        concurrency=concurrency,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        on_row=on_row,
+        max_failure_rate=max_failure_rate,
+    )
+
+
+async def collect_episodes(
+    tasks: Sequence[Task],
+    num_repeats: int,
+    player: Player,
+    *,
+    concurrency: int = 64,
+    output: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_row: Callable[[Row], None] | None = None,
+    max_failure_rate: float = MAX_FAILURE_RATE,
+) -> Collection:
     """Play every task `num_repeats` times; `on_row` hears of each episode as it ends, failures included.
 
     Episodes start in the order of tasks and repeats. Without `output` nothing is written.
@@ -81,16 +141,12 @@ async def collect_rollouts(
     pairs = {(task.index, repeat): task for task in tasks for repeat in range(num_repeats)}
     if len(pairs) != len(tasks) * num_repeats:
         raise UsageError("two tasks have the same index", expected="one index per task")
-    store = _Store(output, resume, overwrite, environment.name) if output else None
-    identity = _identity(seed, renderer, sampling, model_name)
-    ends = _ends(sampling, renderer, limits or Limits(), environment)
-    done = store.open(pairs, identity, {**identity, **ends}) if store else []
+    store = _Store(output, resume, overwrite, player.name) if output else None
+    done = store.open(pairs, player.identity, {**player.identity, **player.settings}) if store else []
     finished = {_pair(row) for row in done}
 
     async def one(pair: Pair, task: Task) -> Row:
-        return await play(
-            task, pair[1], environment, generation, renderer, sampling, seed, limits, step=step, model_name=model_name
-        )
+        return await player.play(task, pair[1])
 
     collection = Collection(rows=list(done), failures=[], num_resumed=len(done))
     missing = iter([(pair, task) for pair, task in pairs.items() if pair not in finished])
@@ -309,26 +365,24 @@ def read_complete_lines(path: Path) -> list[Row]:
     return rows
 
 
-def _identity(seed: int, renderer: Renderer, sampling: Sampling, model_name: str) -> Row:
+def identity_of(
+    seed: int, tokenizer: str | None, template: str | None, sampling: Sampling, model_name: str | None
+) -> Row:
+    """What every row tells of its making."""
     return {
         "model": model_name,
         "seed": seed,
-        "tokenizer": renderer.fingerprint,
-        "template": renderer.template_fingerprint,
+        "tokenizer": tokenizer,
+        "template": template,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_output_tokens": sampling.max_new_tokens,
     }
 
 
-def _ends(sampling: Sampling, renderer: Renderer, limits: Limits, environment: Environment) -> Row:
+def settings_of(sampling: Sampling, limits: Limits, environment: Environment) -> Row:
     """What changes episodes and stands in no row."""
-    return {
-        "top_k": sampling.top_k,
-        "stop_ids": sorted(sampling.stop_ids or renderer.stop_ids),
-        "max_turns": limits.max_turns or environment.max_turns,
-        "max_sequence_length": limits.max_sequence_length,
-    }
+    return {"top_k": sampling.top_k, "max_turns": limits.max_turns or environment.max_turns}
 
 
 def _check_same(row: Row, identity: Row, where: str) -> None:

@@ -128,4 +128,3 @@ class MessageConversation:
         """Append the answer and what followed it."""
         answer = {key: value for key, value in reply.message.items() if key != "malformed_calls"}
         self.messages = [*self.messages, answer, *appended]
-

@@ -42,7 +42,7 @@ def files_of(output: Path) -> Files:
 
 
 def assistant_items(reply: Reply, prefix: str) -> list[Item]:
-    """The items of one model call: reasoning, message, calls; the last one carries the token fields where they are known.
+    """The items of one model call: reasoning, message, calls; the last one carries the token fields, if known.
 
     A message item is there when the model said something, or called nothing.
     """

@@ -237,9 +237,7 @@ def metrics_of(rows: Sequence[Body], name: str) -> Body:
             if isinstance(value, int | float)
         }
         params = {"responses_create_params": {"input": ""}}
-        whole.append(
-            {**row, **params, "_ng_task_index": task_index(row), "response": {"output": [], "usage": numbers}}
-        )
+        whole.append({**row, **params, "_ng_task_index": task_index(row), "response": {"output": [], "usage": numbers}})
     entry = aggregate_metrics(whole, name)[0]
     return {key: entry[key] for key in ("agent_metrics", "key_metrics", "group_level_metrics")}
 

@@ -1,0 +1,140 @@
+"""The OpenAPI documents of the servers, made of the request types they read.
+
+In: what is served. Out: documents of OpenAPI 3.1 for clients, and for testing the servers against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from regimen import __version__
+from regimen.gym.environment import Environment
+from regimen.rollouts.messages import chat_tools
+from regimen.serving.wire import ChatRequest, ResponsesRequest, TokenizeRequest
+
+Object = dict[str, Any]
+_OBJECT: Object = {"type": "object"}
+_PARAMS: Object = {
+    "type": "object",
+    "required": ["input"],
+    "properties": {
+        "input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+        "instructions": {"type": ["string", "null"]},
+        "tools": {"type": ["array", "null"], "items": {"type": "object"}},
+    },
+}
+TASK_ROW: Object = {
+    "type": "object",
+    "required": ["responses_create_params"],
+    "properties": {"responses_create_params": _PARAMS, "_ng_task_index": {"type": "integer"}},
+}
+VERIFY: Object = {
+    "type": "object",
+    "required": ["responses_create_params", "response"],
+    "properties": {
+        "responses_create_params": _PARAMS,
+        "response": {
+            "type": "object",
+            "required": ["output"],
+            "properties": {"output": {"type": "array", "items": {"type": "object"}}},
+        },
+    },
+}
+METRICS: Object = {
+    "type": "object",
+    "required": ["verify_responses"],
+    "properties": {
+        "verify_responses": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["reward"],
+                "properties": {"reward": {"type": "number"}, "_ng_task_index": {"type": "integer"}},
+            },
+        }
+    },
+}
+CLOSE: Object = {"type": "object", "properties": {"resources_session_id": {"type": "string"}}}
+
+
+def environment_document(environment: Environment, with_agent: bool = False) -> Object:
+    """The document of an environment server, its tools included; `with_agent` adds the agent's paths."""
+    paths = {
+        "/seed_session": _post("Begin an episode", TASK_ROW),
+        "/verify": _post("Judge an episode", VERIFY),
+        "/close_session": _post("End an episode", CLOSE),
+        "/aggregate_metrics": _post("Figures of finished episodes", METRICS),
+        **{f"/{name}": _post(said, schema) for name, said, schema in _tools(environment)},
+    }
+    if with_agent:
+        paths |= {
+            "/run": _post("Play and judge a task", TASK_ROW),
+            "/v1/responses": _post("Play a prompt", _PARAMS),
+            "/global_config_dict_yaml": _get("Where the instances are, as a JSON string of YAML"),
+            "/server_instances": _get("The instances"),
+        }
+    return _document(f"Environment {environment.name}", paths, {})
+
+
+def model_document(can_swap: bool) -> Object:
+    """The document of a model server."""
+    bodies, components = msgspec.json.schema_components(
+        [ChatRequest, ResponsesRequest, TokenizeRequest], ref_template="#/components/schemas/{name}"
+    )
+    chat, responses, tokenize = bodies
+    paths = {
+        "/v1/chat/completions": _post("Answer chat messages", chat),
+        "/v1/responses": _post("Answer Responses items", responses),
+        "/tokenize": _post("Ids of a text or of messages", tokenize),
+        "/v1/models": _get("The model that is served"),
+        "/metrics": _get("Counters in Prometheus' format"),
+    }
+    if can_swap:
+        schema = {
+            "type": "object",
+            "required": ["folder", "version"],
+            "properties": {"folder": {"type": "string"}, "version": {"type": "integer"}},
+        }
+        paths["/weights"] = _post("Take new weights", schema)
+    return _document("Model", paths, dict(components))
+
+
+def _tools(environment: Environment) -> list[tuple[str, str, Object]]:
+    """Name, description and schema of the tools of the first task."""
+    tasks = environment.tasks("train", 1)
+    tools = chat_tools(tasks[0].row["responses_create_params"]) if tasks else []
+    functions = [tool["function"] for tool in tools]
+    return [(f["name"], f.get("description") or f["name"], f["parameters"]) for f in functions]
+
+
+def _document(title: str, paths: Object, schemas: Object) -> Object:
+    bearer = {"type": "http", "scheme": "bearer"}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": __version__},
+        "paths": {**paths, "/health": _get("The server answers")},
+        "components": {"schemas": schemas, "securitySchemes": {"bearer": bearer}},
+        "security": [{}, {"bearer": []}],
+    }
+
+
+def _get(summary: str) -> Object:
+    return {"get": {"summary": summary, "responses": _responses()}}
+
+
+def _post(summary: str, schema: Object) -> Object:
+    content = {"application/json": {"schema": schema or _OBJECT}}
+    return {
+        "post": {
+            "summary": summary,
+            "requestBody": {"required": True, "content": content},
+            "responses": _responses(),
+        }
+    }
+
+
+def _responses() -> Object:
+    error = {"description": "Refused, with the reason"}
+    return {"200": {"description": "Done"}, **dict.fromkeys(("4XX", "5XX"), error)}
