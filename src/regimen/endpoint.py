@@ -149,9 +149,9 @@ class _PassingError(Exception):
 def _message(said: str) -> str:
     """The message in an error's body, in the usual shapes, else the body."""
     try:
-        value = cast("Any", json.loads(said))
-        error = value.get("error", value.get("detail", value))
-        text = error.get("message", error) if isinstance(error, dict) else error  # type: ignore[union-attr]
+        value: Any = json.loads(said)
+        error: Any = value.get("error", value.get("detail", value))
+        text = cast("dict[str, Any]", error).get("message", said) if isinstance(error, dict) else error
     except (ValueError, AttributeError, RecursionError):
         text = said
     return " ".join(str(cast("object", text)).split())[:300]

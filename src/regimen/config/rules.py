@@ -73,8 +73,30 @@ def check_play(config: PlayConfig, prefix: str = "") -> None:
 def check_collect(config: CollectConfig) -> None:
     """Rules of `regimen collect`."""
     check_play(config)
+    _check_policy(config)
     if config.resume and config.overwrite:
         raise ConfigError("resume and overwrite exclude each other", where="resume", fix="set only one of them")
+
+
+def _check_policy(config: CollectConfig) -> None:
+    """One policy: a model here, a model at an endpoint, or an agent of a running gym."""
+    if config.gym is None:
+        if not config.model:
+            raise ConfigError("is missing", where="model", fix="set model")
+        for name in ("agent", "tasks"):
+            if getattr(config, name) is not None:
+                raise ConfigError("is set, but gym is not", where=name, fix="set gym to the head server's address")
+        if config.token_ids and config.model_url is None:
+            raise ConfigError(
+                "is set, but model_url is not", where="token_ids", fix="leave it out: a model here has ids"
+            )
+        return
+    for name in ("model", "model_url", "max_turns"):
+        if getattr(config, name):
+            raise ConfigError("is set, but gym too", where=name, fix=f"leave {name} out: the gym's agent has its own")
+    for name in ("agent", "tasks"):
+        if getattr(config, name) is None:
+            raise ConfigError("is missing", where=name, fix=f"set {name}: a gym plays rows of a file with an agent")
 
 
 def check_evaluate(config: EvaluateConfig) -> None:

@@ -57,7 +57,7 @@ class RemoteChat:
         finish = choice.get("finish_reason")
         if finish == "content_filter":
             raise GenerationError("the endpoint filtered the answer", where=self.endpoint.base_url)
-        usage = answer.get("usage") or {}
+        usage: Object = answer.get("usage") or {}
         tokens = self._tokens(answer, choice) if self.with_token_ids else None
         return Reply(
             message=_message(choice["message"]),
@@ -76,7 +76,9 @@ class RemoteChat:
             logprobs = message["generation_log_probs"]
         else:
             prompt, ids = answer.get("prompt_token_ids"), choice.get("token_ids")
-            logprobs = [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or []]
+            listed: Object = choice.get("logprobs") or {}
+            entries: list[Object] = listed.get("content") or []
+            logprobs = [entry["logprob"] for entry in entries]
         if not prompt or ids is None or len(ids) != len(logprobs):
             raise GenerationError(
                 "the endpoint returned no token ids with log-probabilities",

@@ -40,8 +40,12 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
         if wanted not in SPLITS:
             raise ConfigError(f"unknown split {wanted!r}", where="data.train.split", expected=", ".join(SPLITS))
         return environment.tasks(wanted, dataset.num_tasks)
-    path = Path(dataset.data_path or "")
-    return _indexed(path, _read_rows(path))[: dataset.num_tasks]
+    return read_tasks(Path(dataset.data_path or ""), dataset.num_tasks)
+
+
+def read_tasks(path: Path, num_tasks: int | None = None) -> list[Task]:
+    """The first `num_tasks` tasks of a file of task rows (None: all)."""
+    return _indexed(path, _read_rows(path))[:num_tasks]
 
 
 def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
@@ -69,7 +73,7 @@ def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
 def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
     """The rows by line, counted from 1."""
     if not path.is_file():
-        raise UsageError("there is no such file", where=str(path), fix="check data.train.data_path")
+        raise UsageError("there is no such file", where=str(path), fix="check the path of the tasks")
     rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

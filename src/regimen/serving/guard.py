@@ -138,9 +138,10 @@ class Guard:
             raise RequestError(f"the body is not JSON ({error})", code="not_json") from None
         if not isinstance(value, dict):
             raise RequestError("the body is not an object", code="not_object", expected="a JSON object")
-        if is_deeper(value, self.limits.depth):
+        body = cast("dict[str, Any]", value)
+        if is_deeper(body, self.limits.depth):
             raise self._too_deep()
-        return cast("dict[str, Any]", value)
+        return body
 
     def _too_deep(self) -> RequestError:
         return RequestError("the body is nested too deeply", expected=f"at most {self.limits.depth} levels")

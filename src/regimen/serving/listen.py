@@ -100,7 +100,7 @@ def _patient(seconds: float) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._is_answering():
                 self._stop_waiting()
             elif self._waiting is None:
                 self._expect_head()
@@ -123,8 +123,12 @@ def _patient(seconds: float) -> type[H11Protocol]:
 
         def _give_up(self) -> None:
             self._waiting = None
-            if self.cycle is None or self.cycle.response_complete:
+            if not self._is_answering():
                 self.transport.close()
+
+        def _is_answering(self) -> bool:
+            cycle: Any = self.cycle  # None before the first request, whatever its type says
+            return cycle is not None and not cycle.response_complete
 
     return PatientProtocol
 

@@ -71,7 +71,7 @@ def events(response: Object) -> Iterator[Object]:
 
 
 def _events(response: Object) -> Iterator[Object]:
-    begun = {**response, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
+    begun: Object = {**response, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
     yield {"type": "response.created", "response": begun}
     yield {"type": "response.in_progress", "response": begun}
     for index, item in enumerate(response["output"]):
@@ -87,7 +87,7 @@ def _item_events(index: int, item: Object) -> Iterator[Object]:
     if item["type"] == "message":
         part = item["content"][0]
         inside = {**place, "content_index": 0}
-        blank = {**part, "text": "", "logprobs": []}
+        blank: Object = {**part, "text": "", "logprobs": []}
         yield {"type": "response.content_part.added", **inside, "part": blank}
         for piece in pieces(part["text"]):
             yield {"type": "response.output_text.delta", **inside, "delta": piece, "logprobs": []}
