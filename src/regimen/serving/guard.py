@@ -25,6 +25,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_DRAINED_BYTES = 1 << 20
+_DRAINED_SECONDS = 0.5
+
 
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a server takes at most. Times are in seconds."""
@@ -61,6 +64,7 @@ class Guard:
             if self.num_requests >= self.limits.requests:
                 raise RequestError(f"{self.num_requests} requests are under way", status=503, code="busy")
         except RequestError as error:
+            await _drain(receive)
             return await _refuse(error, scope, receive, send)
         self.num_requests += 1
         try:
@@ -72,6 +76,11 @@ class Guard:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             content = await self._read(scope, receive)
+        except RequestError as error:
+            if error.status == 413:
+                await _drain(receive)
+            return await _refuse(error, scope, receive, send)
+        try:
             scope[BODY_KEY] = self._parse(scope, content)
         except RequestError as error:
             return await _refuse(error, scope, receive, send)
@@ -192,12 +201,26 @@ def _names_this_machine(value: bytes) -> bool:
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the error; what is left of the body is not read, so the connection ends."""
+    """Answer with the error and end the connection."""
     response = failed(error)
     response.headers["connection"] = "close"
     if error.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     await response(scope, receive, send)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what is left of a body, up to a bound: a connection that is closed over unread data loses the answer."""
+    left = _DRAINED_BYTES
+    try:
+        async with asyncio.timeout(_DRAINED_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 async def _while_connected(app: Application, scope: Scope, receive: Receive, send: Send) -> None:

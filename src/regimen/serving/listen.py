@@ -83,6 +83,7 @@ def server_of(app: Application, limits: ServerLimits, token: str | None) -> uvic
         h11_max_incomplete_event_size=_HEADER_BYTES,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=max(1, min(5, int(limits.header_seconds))),
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
