@@ -232,6 +232,13 @@ def _check_environments(config: TrainConfig, layers: Layers) -> None:
     """Options are for environments that the data names; those of `math` come with a shipped base."""
     entries = [entry for entry in (config.data.train, config.data.validation) if entry is not None]
     names = sorted({entry.env_name for entry in entries if entry.env_name is not None})
+    if "nemo_gym" in config.env:
+        raise layers.refusal(
+            "env.nemo_gym",
+            "a running NeMo Gym in the training loop is not implemented in this build",
+            "an environment of Regimen",
+            "collect with `regimen collect --gym`, convert the rollouts and train on them",
+        )
     if any(entry.dataset_name == "NemoGymDataset" and entry.env_name is None for entry in entries):
         return
     for name in config.env:

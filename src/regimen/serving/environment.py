@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 def environment_app(
     environment: Environment, limits: ServerLimits | None = None, extra: Sequence[Route] = ()
 ) -> Starlette:
-    """The application; `extra` routes come before those of the tools."""
+    """The application; `extra` routes, those of an agent, come before those of the tools."""
     service = EnvironmentService(environment, limits or ServerLimits())
 
     @asynccontextmanager
@@ -58,7 +58,7 @@ def environment_app(
         yield
         await service.sessions.close_all()
 
-    document = environment_document(environment)
+    document = environment_document(environment, with_agent=bool(extra))
 
     async def openapi(_request: Request, _body: Body) -> Body:
         return document

@@ -64,7 +64,7 @@ def model_app(engine: Engine) -> Starlette:
 
 def model_routes(service: ModelService) -> list[Route]:
     """The paths of a model server."""
-    document = model_document(service.engine.load_weights is not None)
+    document = model_document(service.engine.served.name, service.engine.load_weights is not None)
 
     async def openapi(_request: Request, _body: Body) -> Body:
         return document

@@ -78,12 +78,26 @@ def environment_document(environment: Environment, with_agent: bool = False) -> 
     return _document(f"Environment {environment.name}", paths, {})
 
 
-def model_document(can_swap: bool) -> Object:
-    """The document of a model server."""
-    bodies, components = msgspec.json.schema_components(
-        [ChatRequest, ResponsesRequest, TokenizeRequest], ref_template="#/components/schemas/{name}"
-    )
+_MESSAGE: Object = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"type": "string"},
+    },
+}
+_TOOLS: Object = {"type": "object", "properties": {"name": {"type": "string"}, "type": {"enum": ["function"]}}}
+# What a request may not ask for is not offered either.
+_REFUSED = ("stop", "logit_bias", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_p")
+_REFUSED_TOO = ("response_format", "previous_response_id", "conversation", "background", "text", "truncation")
+
+
+def model_document(name: str, can_swap: bool) -> Object:
+    """The document of a server of the model `name`."""
+    kinds = [ChatRequest, ResponsesRequest, TokenizeRequest]
+    bodies, found = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     chat, responses, tokenize = bodies
+    components = {key: _offered(schema, name) for key, schema in found.items()}
     paths = {
         "/v1/chat/completions": _post("Answer chat messages", chat),
         "/v1/responses": _post("Answer Responses items", responses),
@@ -98,7 +112,23 @@ def model_document(can_swap: bool) -> Object:
             "properties": {"folder": {"type": "string"}, "version": {"type": "integer"}},
         }
         paths["/weights"] = _post("Take new weights", schema)
-    return _document("Model", paths, dict(components))
+    return _document(f"Model {name}", paths, components)
+
+
+def _offered(schema: Object, name: str) -> Object:
+    """The schema of a request, narrowed to what the server does."""
+    properties: Object = schema["properties"]
+    items = {"type": "array", "items": _MESSAGE}
+    narrower: Object = {
+        "model": {"enum": [name, None]},
+        "messages": {**items, "minItems": 1},
+        "input": {"anyOf": [{"type": "string"}, items]},
+        "tools": {"anyOf": [{"type": "array", "items": _TOOLS}, {"type": "null"}]},
+        "tool_choice": {"enum": ["auto", "none", None]},
+        "top_logprobs": {"enum": [0, None]},
+    }
+    kept = {key: value for key, value in properties.items() if key not in (*_REFUSED, *_REFUSED_TOO)}
+    return {**schema, "properties": {**kept, **{key: narrower[key] for key in narrower if key in kept}}}
 
 
 def _tools(environment: Environment) -> list[tuple[str, str, Object]]:
