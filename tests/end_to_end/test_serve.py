@@ -48,11 +48,12 @@ def url_of(lines: list[str]) -> str:
     return lines[0].rpartition(" at ")[2].replace("0.0.0.0", "127.0.0.1")
 
 
-def ready(url: str, **headers: str) -> httpx.Client:
-    """A client, once the server answers."""
-    client = httpx.Client(base_url=url, headers=headers, transport=httpx.HTTPTransport(retries=5))
-    assert client.get("/health").json() == {"status": "ok"}
-    return client
+@contextmanager
+def ready(url: str, **headers: str) -> Iterator[httpx.Client]:
+    """A client of a server that answers."""
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        yield client
 
 
 def test_an_environment_until_interrupted() -> None:
@@ -84,7 +85,6 @@ def test_elsewhere_a_token_is_made_shown_once_and_required() -> None:
 def test_a_model_and_the_agent_that_asks_it(tiny_folder: Path) -> None:
     with served(str(tiny_folder), "--name", "tiny", "--token-ids", "--max-new-tokens", "8") as (lines, _):
         url = url_of(lines)
-        ready(url).close()
         client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         answer = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}], seed=1)
         message = answer.choices[0].message
