@@ -3,7 +3,8 @@
 In: an ASGI application and `ServerLimits`. Out: an ASGI application whose handlers find a parsed JSON object.
 Refuses: requests without the token (401), under a name that is not this machine's where there is no token (421), bodies
 too large (413), too slow (408), too deep or not JSON (400), of another content type (415), more requests at once than
-the limit (503). A client that goes away has its work cancelled.
+the limit (503). A client that goes away has its work cancelled, one that does not read
+its answer is let go.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     session_seconds: float = 3600.0
     call_seconds: float = 120.0
     episode_seconds: float = 1800.0
+
+
+class _UnreadError(Exception):
+    """A client does not read its answer."""
 
 
 class Guard:
@@ -84,7 +89,22 @@ class Guard:
             scope[BODY_KEY] = self._parse(scope, content)
         except RequestError as error:
             return await _refuse(error, scope, receive, send)
-        return await _while_connected(self.app, scope, receive, send)
+        try:
+            return await _while_connected(self.app, scope, receive, self._in_time(send))
+        except _UnreadError:
+            return None
+
+    def _in_time(self, send: Send) -> Send:
+        """`send`, which of itself would wait forever for a client that does not read."""
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self.limits.body_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise _UnreadError from None
+
+        return send_in_time
 
     def _check_caller(self, scope: Scope) -> None:
         if scope["path"] in HEALTH_PATHS:

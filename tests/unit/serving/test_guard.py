@@ -233,6 +233,31 @@ def test_slow_clients_are_let_go(kit: Any) -> None:
         assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"got": {}}
 
 
+def test_a_client_that_does_not_read_is_let_go(kit: Any) -> None:
+    async def much(_request: Request, _body: Body) -> Body:
+        return {"text": "x" * 50_000_000}
+
+    app = Starlette(routes=[Route("/much", answering(much), methods=["POST"])])
+    guard: list[Guard] = []
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if not guard:
+            guard.append(Guard(app, ServerLimits(body_seconds=0.3)))
+        await guard[0](scope, receive, send)
+
+    with kit.running(guarded) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /much HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+            seen = set()
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and not (1 in seen and guard[0].num_requests == 0):
+                seen |= {guard[0].num_requests} if guard else set()
+                time.sleep(0.01)
+        assert 1 in seen
+        assert guard[0].num_requests == 0
+
+
 def test_headers_that_are_not_http_are_refused(kit: Any) -> None:
     with kit.running(APP) as url:
         for line in (b"x: a\x00b", b"x: a\rb", b"content-length: 2\r\ncontent-length: 3", b"x" * 70_000):
