@@ -85,7 +85,7 @@ class Engine:
 
     def _checked(self, ids: list[int]) -> list[int]:
         top = self.served.vocabulary_size
-        if not ids or not all(0 <= token < top for token in ids):
+        if not ids or min(ids) < 0 or max(ids) >= top:
             raise RequestError("the prompt holds no ids or such as the model does not have", expected=f"0 to {top - 1}")
         return ids
 

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from regimen import __version__
+from regimen.errors import ConfigError
 from regimen.gym.environment import Environment
 from regimen.rollouts.messages import chat_tools
+from regimen.serving.answers import HEALTH_PATHS
 from regimen.serving.wire import ChatRequest, ResponsesRequest, TokenizeRequest
 
 Object = dict[str, Any]
@@ -60,13 +62,16 @@ CLOSE: Object = {"type": "object", "properties": {"resources_session_id": {"type
 
 
 def environment_document(environment: Environment, with_agent: bool = False) -> Object:
-    """The document of an environment server, its tools included; `with_agent` adds the agent's paths."""
+    """The document of an environment server, its tools included; `with_agent` adds the agent's paths.
+
+    Raises `ConfigError` for a tool that could not be called, since its path is the server's own.
+    """
+    tools = _tools(environment)
     paths = {
         "/seed_session": _post("Begin an episode", TASK_ROW),
         "/verify": _post("Judge an episode", VERIFY),
         "/close_session": _post("End an episode", CLOSE),
         "/aggregate_metrics": _post("Figures of finished episodes", METRICS),
-        **{f"/{name}": _post(said, schema) for name, said, schema in _tools(environment)},
     }
     if with_agent:
         paths |= {
@@ -75,6 +80,14 @@ def environment_document(environment: Environment, with_agent: bool = False) -> 
             "/global_config_dict_yaml": _get("Where the instances are, as a JSON string of YAML"),
             "/server_instances": _get("The instances"),
         }
+    for name, said, schema in tools:
+        if f"/{name}" in (*paths, *HEALTH_PATHS, "/openapi.json"):
+            raise ConfigError(
+                f"the tool {name!r} has the name of one of the server's own paths",
+                where=f"environment {environment.name!r}",
+                fix="give the tool another name",
+            )
+        paths[f"/{name}"] = _post(said, schema)
     return _document(f"Environment {environment.name}", paths, {})
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from regimen.errors import ConfigError
 from regimen.gym.environment import Environment, Task, Verdict
 from regimen.serving.environment import COOKIE, environment_app, metrics_of
 from regimen.serving.guard import ServerLimits
@@ -235,6 +236,15 @@ def test_metrics_of_stripped_responses() -> None:
     assert found["agent_metrics"]["mean/steps"] == 4.0
     assert found["agent_metrics"]["mean/input_tokens"] == 10.0
     assert [group["mean/reward"] for group in found["group_level_metrics"]] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["verify", "seed_session", "health"])
+def test_a_tool_with_the_name_of_a_path_is_refused(kit: Any, name: str) -> None:
+    class Shadowed(kit.Memory):
+        TOOL = {**kit.Memory.TOOL, "name": name}
+
+    with pytest.raises(ConfigError, match=f"the tool '{name}'"):
+        environment_app(Shadowed())
 
 
 async def test_the_document_names_the_tools(kit: Any) -> None:
