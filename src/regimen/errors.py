@@ -2,7 +2,8 @@
 
 RegimenError                   a message a person can act on: what, where, expected, fix
 ├── UsageError                 the command was called wrongly (missing file, wrong option)         exit 2
-│   └── ConfigError            a configuration key or value is wrong                               exit 2
+│   ├── ConfigError            a configuration key or value is wrong                               exit 2
+│   └── RequestError           a request to a server is wrong or refused                           exit 2
 └── WorkError                  the work itself failed                                              exit 1
     ├── RolloutError           a row or a file of rollouts cannot be read
     ├── ConvertError           rows cannot be converted, or the ledger does not balance
@@ -10,7 +11,8 @@ RegimenError                   a message a person can act on: what, where, expec
     ├── PolicyError            a model folder, a training step or a checkpoint failed
     │   └── NonFiniteError     a loss or a gradient is not finite; no step was taken
     ├── GenerationError        the generator failed, or disagrees with the policy
-    ├── GymError           an environment, a tool or a verifier failed
+    ├── GymError               an environment, a tool or a verifier failed
+    ├── EndpointError          a server that was asked did not answer, or not as it should
     └── RunError               a run folder cannot be written or resumed
 """
 
@@ -51,6 +53,24 @@ class ConfigError(UsageError):
     """A configuration file, key or value is wrong."""
 
 
+class RequestError(UsageError):
+    """A request to a server is wrong or refused; `status` is the HTTP status, `code` a word for programs."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_request",
+        where: str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, expected=expected, fix=fix)
+        self.status = status
+        self.code = code
+
+
 class WorkError(RegimenError):
     """The work itself failed."""
 
@@ -81,6 +101,27 @@ class GenerationError(WorkError):
 
 class GymError(WorkError):
     """An environment, a tool or a verifier failed."""
+
+
+class EndpointError(WorkError):
+    """A server that was asked did not answer, or not as it should.
+
+    `status` is its HTTP status, `body` the beginning of what it said; None where it said nothing.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+        status: int | None = None,
+        body: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, expected=expected, fix=fix)
+        self.status = status
+        self.body = body
 
 
 class RunError(WorkError):

@@ -23,9 +23,11 @@ ALLOWED: dict[str, set[str] | None] = {
     "tokens": {"rollouts", "convert/sidecar"},
     "diagnosis": {"rollouts", "convert", "tokens"},
     "models": set(),  # loading a model folder, for the two rooms that hold one
-    "generation": {"tokens", "models"},
+    "endpoint": set(),  # asking a server over HTTP, for the two rooms that do
+    "generation": {"tokens", "models", "endpoint"},
     "policy": {"tokens", "models"},
-    "gym": {"rollouts", "tokens", "generation/base"},
+    "gym": {"rollouts", "tokens", "generation/base", "endpoint"},
+    "serving": {"rollouts", "generation/base", "gym"},  # three servers behind one guard
     "algorithms": {"tokens", "policy/base"},
     "evaluation": {"rollouts"},
     "tracking": set(),
@@ -35,7 +37,18 @@ ALLOWED: dict[str, set[str] | None] = {
 }
 TENSOR_LIBRARIES = {"torch", "transformers", "safetensors", "tensorboard"}
 # Rooms that hold no tensors: none of their modules imports a tensor library, not even when called.
-WITHOUT_TENSORS = {"rollouts", "convert", "diagnosis", "evaluation", "config", "gym", "errors", "registry"}
+WITHOUT_TENSORS = {
+    "rollouts",
+    "convert",
+    "diagnosis",
+    "evaluation",
+    "config",
+    "gym",
+    "serving",
+    "endpoint",
+    "errors",
+    "registry",
+}
 
 
 def modules() -> list[Path]:
@@ -128,6 +141,7 @@ EXPORTED = ["data.train.data_path=pairs.jsonl", "sft.val_period=0", "sft.val_at_
             [verb, "--help"]
             for verb in (
                 "collect",
+                "serve",
                 "inspect",
                 "doctor",
                 "convert",

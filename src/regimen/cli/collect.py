@@ -39,6 +39,13 @@ def collect(
         typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A configuration, and overrides.", show_default=False),
     ] = None,
     model: Annotated[str | None, _option("Model folder or hub name.")] = None,
+    model_url: Annotated[
+        str | None, _option("OpenAI-compatible endpoint that has the model, as in http://host/v1.")
+    ] = None,
+    token_ids: Annotated[bool, typer.Option("--token-ids", help="Ask that endpoint for token ids.")] = False,
+    gym: Annotated[str | None, _option("Head server of a running NeMo Gym; its agent plays --tasks.")] = None,
+    agent: Annotated[str | None, _option("Name of that gym's agent.")] = None,
+    tasks: Annotated[str | None, _option("File of task rows for that agent.")] = None,
     environment: Annotated[str | None, _option("Name, or path/to/file.py:ClassName. [default: calculator]")] = None,
     split: Annotated[str | None, _option("train, validation or test. [default: train]")] = None,
     num_tasks: Annotated[int | None, _option("How many tasks. [default: all]")] = None,
@@ -60,6 +67,11 @@ def collect(
     """
     flags: dict[str, Any] = {
         "model": model,
+        "model_url": model_url,
+        "token_ids": token_ids or None,
+        "gym": gym,
+        "agent": agent,
+        "tasks": tasks,
         "environment.name": environment,
         "split": split,
         "num_tasks": num_tasks,
@@ -154,8 +166,8 @@ def figures_of(collection: Collection, config: CollectConfig) -> dict[str, Any]:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     passing = sum(row["reward"] >= PASSING for row in rows)
     return {
-        "environment": config.environment.name,
-        "split": config.split,
+        "environment": config.agent or config.environment.name,
+        "split": config.tasks or config.split,
         "episodes": collection.num_episodes,
         "resumed": collection.num_resumed,
         "outcomes": outcomes,

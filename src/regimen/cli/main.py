@@ -38,6 +38,11 @@ VERBS: dict[str, Verb] = {
         "regimen.cli.collect:collect",
         "finished episodes are in the output file; --resume plays the rest",
     ),
+    "serve": Verb(
+        "Serve a model, an environment, or an agent that plays it, over HTTP.",
+        "regimen.cli.serve:serve",
+        "the server has stopped",
+    ),
     "inspect": Verb(
         "Say what is in a rollouts file, what is wrong with it and what to do next.", "regimen.cli.inspect:inspect"
     ),
@@ -80,6 +85,9 @@ EXTRAS = {
     "safetensors": "train",
     "tensorboard": "train",
     "gguf": "quickstart",
+    "httpx": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 
 INTERRUPTED = 130

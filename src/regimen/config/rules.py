@@ -60,8 +60,30 @@ def check_play(config: PlayConfig, prefix: str = "") -> None:
 def check_collect(config: CollectConfig) -> None:
     """Rules of `regimen collect`."""
     check_play(config)
+    _check_policy(config)
     if config.resume and config.overwrite:
         raise ConfigError("resume and overwrite exclude each other", where="resume", fix="set only one of them")
+
+
+def _check_policy(config: CollectConfig) -> None:
+    """One policy: a model here, a model at an endpoint, or an agent of a running gym."""
+    if config.gym is None:
+        if not config.model:
+            raise ConfigError("is missing", where="model", fix="set model")
+        for name in ("agent", "tasks"):
+            if getattr(config, name) is not None:
+                raise ConfigError("is set, but gym is not", where=name, fix="set gym to the head server's address")
+        if config.token_ids and config.model_url is None:
+            raise ConfigError(
+                "is set, but model_url is not", where="token_ids", fix="leave it out: a model here has ids"
+            )
+        return
+    for name in ("model", "model_url", "max_turns"):
+        if getattr(config, name):
+            raise ConfigError("is set, but gym too", where=name, fix=f"leave {name} out: the gym's agent has its own")
+    for name in ("agent", "tasks"):
+        if getattr(config, name) is None:
+            raise ConfigError("is missing", where=name, fix=f"set {name}: a gym plays rows of a file with an agent")
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
@@ -197,6 +219,13 @@ def _check_environments(config: TrainConfig, layers: Layers) -> None:
     """Options are for environments that the data names; those of `math` come with a shipped base."""
     entries = [entry for entry in (config.data.train, config.data.validation) if entry is not None]
     names = sorted({entry.env_name for entry in entries if entry.env_name is not None})
+    if "nemo_gym" in config.env:
+        raise layers.refusal(
+            "env.nemo_gym",
+            "a running NeMo Gym in the training loop is not implemented in this build",
+            "an environment of Regimen",
+            "collect with `regimen collect --gym`, convert the rollouts and train on them",
+        )
     if any(entry.dataset_name == "NemoGymDataset" and entry.env_name is None for entry in entries):
         return
     for name in config.env:

@@ -47,9 +47,19 @@ class PlayConfig(Noted):
 
 
 class CollectConfig(PlayConfig):
-    """`regimen collect`: episodes of `split` into the file `output`."""
+    """`regimen collect`: episodes of `split` into the file `output`.
 
-    model: str
+    The policy is `model` in this process; or with `model_url` the model of that name at an OpenAI-compatible endpoint,
+    with its token ids when `token_ids` asks for them; or with `gym` the `agent` of a running NeMo Gym, found through
+    its head server, which plays and judges the rows of the file `tasks` by itself.
+    """
+
+    model: str = ""
+    model_url: str | None = None
+    token_ids: bool = False
+    gym: str | None = None
+    agent: str | None = None
+    tasks: str | None = None
     split: Split = "train"
     output: str
     resume: bool = False

@@ -37,6 +37,42 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: StopReason
 
 
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """The ids of one model call and the log-probabilities of those it sampled."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    logprobs: list[float]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer as a chat message in OpenAI's spelling; `tokens` where its ids are known.
+
+    `message` may count `malformed_calls` beside the usual keys.
+    """
+
+    message: dict[str, Any]
+    stop_reason: StopReason
+    num_input_tokens: int
+    num_output_tokens: int
+    weight_version: int = 0
+    tokens: Tokens | None = None
+
+
+class ChatModel(Protocol):
+    """A source of answers that takes chat messages, wherever it runs."""
+
+    async def chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], sampling: Sampling, seed: int
+    ) -> Reply:
+        """Answer a conversation. Raises `GenerationError`."""
+        ...
+
+    async def close(self) -> None:
+        """Free what is held."""
+        ...
+
+
 class Generation(Protocol):
     """A source of samples."""
 

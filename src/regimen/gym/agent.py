@@ -1,8 +1,8 @@
 """The agent: plays one episode of a task, turn by turn, and returns it as a NeMo Gym row.
 
-In: a task, an environment, a generation, a renderer. Out: one finished row, with token ids and log-probabilities, or a
-failure row with a typed outcome; a bad episode is data, never an exception. Only cancellation passes through.
-History is never rendered again: the next prompt is the previous prompt, the sampled ids and the ids of what follows.
+In: a task, an environment, and a generation with a renderer or a model that takes messages. Out: one finished row, with
+token ids and log-probabilities where they are known, or a failure row with a typed outcome; a bad episode is data,
+never an exception. Only cancellation passes through.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Awaitable
+from typing import Any, TypeVar, cast
 
 import msgspec
 
-from regimen.errors import GymError
-from regimen.generation.base import Generation, Sample, Sampling
+from regimen.errors import ConfigError
+from regimen.generation.base import ChatModel, Generation, Reply, Sampling
+from regimen.gym.conversation import Conversation, Message, MessageConversation, Renderer, TokenConversation
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
 from regimen.gym.protocol import (
     assistant_items,
@@ -27,32 +28,14 @@ from regimen.gym.protocol import (
     response_object,
     stamps,
     tool_output_item,
+    verdict_fields,
 )
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.outcomes import Outcome
 
-Message = dict[str, Any]
+__all__ = ["Limits", "Renderer", "episode_seed", "play", "play_with"]
+
 Result = TypeVar("Result")
-
-
-class Renderer(Protocol):
-    """What the agent needs of `regimen.tokens.template.Renderer`."""
-
-    fingerprint: str
-    template_fingerprint: str
-    stop_ids: tuple[int, ...]
-
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Message]) -> list[int]:
-        """Ids of a conversation, the header of the assistant's turn included."""
-        ...
-
-    def continuation_ids(self, assistant: Message, appended: Sequence[Message], tools: Sequence[Message]) -> list[int]:
-        """Ids between the sampled ids of `assistant` and its next turn."""
-        ...
-
-    def parse_assistant(self, ids: Sequence[int]) -> Message:
-        """The chat message in sampled ids."""
-        ...
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +71,39 @@ async def play(
     model_name: str = "policy",
 ) -> dict[str, Any]:
     """Play one episode; `seed` is the run's, from which with `step` and the indices each turn's seed comes."""
-    if not sampling.stop_ids:
-        sampling = msgspec.structs.replace(sampling, stop_ids=renderer.stop_ids)
-    episode = _Episode(task, rollout_index, environment, generation, renderer, sampling, limits or Limits())
+    conversation = TokenConversation(generation, renderer)
+    return await _played(task, rollout_index, environment, conversation, sampling, limits, seed, step, model_name)
+
+
+async def play_with(
+    task: Task,
+    rollout_index: int,
+    environment: Environment,
+    model: ChatModel,
+    sampling: Sampling,
+    seed: int,
+    limits: Limits | None = None,
+    *,
+    step: int = 0,
+    model_name: str = "policy",
+) -> dict[str, Any]:
+    """`play` with a model that takes messages."""
+    conversation = MessageConversation(model)
+    return await _played(task, rollout_index, environment, conversation, sampling, limits, seed, step, model_name)
+
+
+async def _played(
+    task: Task,
+    rollout_index: int,
+    environment: Environment,
+    conversation: Conversation,
+    sampling: Sampling,
+    limits: Limits | None,
+    seed: int,
+    step: int,
+    model_name: str,
+) -> dict[str, Any]:
+    episode = _Episode(task, rollout_index, environment, conversation, sampling, limits or Limits())
     episode.seed, episode.step, episode.model_name = seed, step, model_name
     await episode.run()
     return episode.row()
@@ -121,26 +134,22 @@ class _Episode:
         task: Task,
         rollout_index: int,
         environment: Environment,
-        generation: Generation,
-        renderer: Renderer,
+        conversation: Conversation,
         sampling: Sampling,
         limits: Limits,
     ) -> None:
         self.task = task
         self.rollout_index = rollout_index
         self.environment = environment
-        self.generation = generation
-        self.renderer = renderer
+        self.conversation = conversation
         self.sampling = sampling
         self.limits = limits
         self.params: dict[str, Any] = task.row["responses_create_params"]
         self.created_at = time.time()
-        self.prompt_ids: list[int] = []
         self.output: list[dict[str, Any]] = []
-        self.samples: list[Sample] = []
+        self.replies: list[Reply] = []
         self.tools: list[Message] = []
         self.counts = {"num_turns": 0, "num_tool_calls": 0, "num_tool_errors": 0, "num_malformed_calls": 0}
-        self.num_input_tokens = 0
         self.call_ids: set[str] = set()
         self.outcome = Outcome.OK
         self.reason: str | None = None
@@ -191,64 +200,57 @@ class _Episode:
     async def _turns(self, session: Any) -> None:
         try:
             self.tools = chat_tools(self.params)
-            self.prompt_ids = self.renderer.prompt_ids(input_messages(self.params), self.tools)
+            self.conversation.begin(input_messages(self.params), self.tools)
         except Exception as error:
             raise _FailedError(Outcome.ENVIRONMENT_FAILED, error) from error
         max_turns = self.limits.max_turns or self.environment.max_turns
         for turn in range(max_turns):
-            sample = await self._sample(turn)
-            if sample is None:
+            reply = await self._reply(turn)
+            if reply is None:
                 return self._truncate("max_sequence_length")
-            message = self._record(sample, turn)
-            if sample.stop_reason == "length":
+            self._record(reply, turn)
+            if reply.stop_reason == "length":
                 return self._truncate("max_new_tokens")
-            calls = cast("list[dict[str, Any]]", message.get("tool_calls") or [])
+            calls = cast("list[dict[str, Any]]", reply.message.get("tool_calls") or [])
             if not calls:
                 return None
-            replies = [await self._call(session, call) for call in calls]
-            self._continue(message, sample, replies)
+            self._continue(reply, [await self._call(session, call) for call in calls])
         return self._truncate("max_turns")
 
     def _truncate(self, reason: str) -> None:
         self.outcome, self.reason = Outcome.TRUNCATED, reason
 
-    async def _sample(self, turn: int) -> Sample | None:
+    async def _reply(self, turn: int) -> Reply | None:
         """The next model call, or None when the conversation so far leaves no room for an answer.
 
         A task whose own prompt leaves none says nothing about the model: that episode failed.
         """
-        room = self.limits.max_sequence_length - len(self.prompt_ids)
-        if room <= 0 and not self.samples:
-            size, limit = len(self.prompt_ids), self.limits.max_sequence_length
-            error = GymError(f"prompt of {size} tokens leaves no room in max_sequence_length {limit}")
+        size, limit = self.conversation.num_tokens(), self.limits.max_sequence_length
+        if size >= limit and not self.replies:
+            error = ConfigError(f"prompt of {size} tokens leaves no room in max_sequence_length {limit}")
             raise _FailedError(Outcome.ENVIRONMENT_FAILED, error)
-        if room <= 0:
+        if size >= limit:
             return None
-        sampling = msgspec.structs.replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, room))
+        new_tokens = min(self.sampling.max_new_tokens, limit - size)
+        sampling = msgspec.structs.replace(self.sampling, max_new_tokens=new_tokens)
         seed = episode_seed(self.seed, self.step, self.task.index, self.rollout_index, turn)
         try:
-            return await self.generation.sample(self.prompt_ids, sampling, seed)
+            return await self.conversation.reply(sampling, seed)
         except Exception as error:
             raise _FailedError(Outcome.MODEL_FAILED, error) from error
 
-    def _record(self, sample: Sample, turn: int) -> Message:
-        """Append the items of a model call; returns its chat message, call ids made unique in the episode."""
-        try:
-            message = self.renderer.parse_assistant(sample.ids)
-        except Exception as error:
-            raise _FailedError(Outcome.MODEL_FAILED, error) from error
-        for index, call in enumerate(message.get("tool_calls") or []):
+    def _record(self, reply: Reply, turn: int) -> None:
+        """Append the items of a model call, call ids made unique in the episode."""
+        calls = cast("list[dict[str, Any]]", reply.message.get("tool_calls") or [])
+        for index, call in enumerate(calls):
             if not call.get("id") or call["id"] in self.call_ids:
                 call["id"] = f"{call.get('id') or 'call'}_{turn}_{index}"
             self.call_ids.add(call["id"])
-        prefix = f"{self.task.index}_{self.rollout_index}_{turn}"
-        self.output.extend(assistant_items(message, self.prompt_ids, sample, prefix))
-        self.samples.append(sample)
-        self.num_input_tokens += len(self.prompt_ids)
+        self.output.extend(assistant_items(reply, f"{self.task.index}_{self.rollout_index}_{turn}"))
+        self.replies.append(reply)
         self.counts["num_turns"] += 1
-        self.counts["num_tool_calls"] += len(message.get("tool_calls") or [])
-        self.counts["num_malformed_calls"] += int(message.get("malformed_calls") or 0)
-        return message
+        self.counts["num_tool_calls"] += len(calls)
+        self.counts["num_malformed_calls"] += int(reply.message.get("malformed_calls") or 0)
 
     async def _call(self, session: Any, call: dict[str, Any]) -> Message:
         """Run one tool call and append its output; what the tool refuses is told to the model."""
@@ -276,12 +278,11 @@ class _Episode:
             raise ToolError(f"Error: the arguments of {name} must be a JSON object")
         return cast("dict[str, Any]", parsed)
 
-    def _continue(self, message: Message, sample: Sample, replies: list[Message]) -> None:
+    def _continue(self, reply: Reply, appended: list[Message]) -> None:
         try:
-            following = self.renderer.continuation_ids(message, replies, self.tools)
+            self.conversation.extend(reply, appended)
         except Exception as error:
             raise _FailedError(Outcome.ENVIRONMENT_FAILED, error) from error
-        self.prompt_ids = [*self.prompt_ids, *sample.ids, *following]
 
     async def _verify(self, session: Any) -> Verdict:
         try:
@@ -307,14 +308,9 @@ class _Episode:
             kind = self.failure.kind if self.failure else "RuntimeError"
             row |= failure_fields(self.outcome.value, kind, self.reason or "")
         else:
-            row |= self._verdict_fields(self.verdict)
+            row |= {**self.counts, **verdict_fields(self.verdict)}
         name = self.environment.name
         return {**row, **stamps(self.task.index, self.rollout_index, name), "regimen": self._stamp()}
-
-    def _verdict_fields(self, verdict: Verdict) -> dict[str, Any]:
-        components = {"reward_components": verdict.components} if verdict.components else {}
-        fixed = {"reward": float(verdict.reward), "mask_sample": False, "failure_kind": None, "failure_reason": None}
-        return {**self.counts, **verdict.metrics, **components, **fixed}
 
     def _response(self, params: dict[str, Any]) -> dict[str, Any]:
         key = f"{self.environment.name}/{self.task.index}/{self.rollout_index}/{self.step}/{self.seed}"
@@ -324,19 +320,19 @@ class _Episode:
             model=self.model_name,
             params=params,
             output=self.output,
-            num_input_tokens=self.num_input_tokens,
-            num_output_tokens=sum(len(sample.ids) for sample in self.samples),
+            num_input_tokens=sum(reply.num_input_tokens for reply in self.replies),
+            num_output_tokens=sum(reply.num_output_tokens for reply in self.replies),
             incomplete=self.reason if self.outcome is Outcome.TRUNCATED else None,
         )
 
     def _stamp(self) -> dict[str, Any]:
         return {
-            "tokenizer": self.renderer.fingerprint,
-            "template": self.renderer.template_fingerprint,
-            "weight_version": min((sample.weight_version for sample in self.samples), default=0),
+            "tokenizer": self.conversation.fingerprint,
+            "template": self.conversation.template_fingerprint,
+            "weight_version": min((reply.weight_version for reply in self.replies), default=0),
             "outcome": self.outcome.value,
             "reason": self.reason,
-            "stop_reasons": [sample.stop_reason for sample in self.samples],
+            "stop_reasons": [reply.stop_reason for reply in self.replies],
             "seed": self.seed,
             "step": self.step,
         }

@@ -9,29 +9,43 @@ overwrite), resuming what was collected otherwise, and to go on when most episod
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
-from regimen.errors import GymError, RolloutError, RunError, UsageError
+from regimen.errors import GymError, UsageError
 from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits, Renderer, episode_seed, play
-from regimen.gym.aggregate import aggregate_metrics
 from regimen.gym.environment import Environment, Task
-from regimen.gym.protocol import Files, files_of, is_failure, materialized_row
-from regimen.rollouts.writer import JsonLinesWriter, write_rows_atomically
+from regimen.gym.protocol import is_failure
+from regimen.gym.store import Pair, Store, check_output, pair_of
 
-__all__ = ["Collection", "check_output", "collect_rollouts", "episode_seed"]
+__all__ = [
+    "Collection",
+    "Player",
+    "check_output",
+    "collect_episodes",
+    "collect_rollouts",
+    "episode_seed",
+    "identity_of",
+    "settings_of",
+]
 
 Row = dict[str, Any]
-Pair = tuple[int, int]
 MAX_FAILURE_RATE = 0.5
 MIN_EPISODES = 20  # before the failure rate says anything
+
+
+class Player(msgspec.Struct, frozen=True, kw_only=True):
+    """Who plays: the name rows carry, what every row tells of its making, what else must be the same on resuming."""
+
+    name: str
+    identity: Row
+    settings: Row
+    play: Callable[[Task, int], Awaitable[Row]]
 
 
 class Collection(msgspec.Struct, kw_only=True):
@@ -72,6 +86,48 @@ async def collect_rollouts(
     model_name: str = "policy",
     max_failure_rate: float = MAX_FAILURE_RATE,
 ) -> Collection:
+    """Play every task `num_repeats` times with a generation in this process; see `collect_episodes`."""
+
+    async def one(task: Task, repeat: int) -> Row:
+        return await play(
+            task, repeat, environment, generation, renderer, sampling, seed, limits, step=step, model_name=model_name
+        )
+
+    ends = {
+        "stop_ids": sorted(sampling.stop_ids or renderer.stop_ids),
+        "max_sequence_length": (limits or Limits()).max_sequence_length,
+    }
+    player = Player(
+        name=environment.name,
+        identity=identity_of(seed, renderer.fingerprint, renderer.template_fingerprint, sampling, model_name),
+        settings={**ends, **settings_of(sampling, limits or Limits(), environment)},
+        play=one,
+    )
+    return await collect_episodes(
+        tasks,
+        num_repeats,
+        player,
+        concurrency=concurrency,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        on_row=on_row,
+        max_failure_rate=max_failure_rate,
+    )
+
+
+async def collect_episodes(
+    tasks: Sequence[Task],
+    num_repeats: int,
+    player: Player,
+    *,
+    concurrency: int = 64,
+    output: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_row: Callable[[Row], None] | None = None,
+    max_failure_rate: float = MAX_FAILURE_RATE,
+) -> Collection:
     """Play every task `num_repeats` times; `on_row` hears of each episode as it ends, failures included.
 
     Episodes start in the order of tasks and repeats. Without `output` nothing is written.
@@ -81,16 +137,12 @@ async def collect_rollouts(
     pairs = {(task.index, repeat): task for task in tasks for repeat in range(num_repeats)}
     if len(pairs) != len(tasks) * num_repeats:
         raise UsageError("two tasks have the same index", expected="one index per task")
-    store = _Store(output, resume, overwrite, environment.name) if output else None
-    identity = _identity(seed, renderer, sampling, model_name)
-    ends = _ends(sampling, renderer, limits or Limits(), environment)
-    done = store.open(pairs, identity, {**identity, **ends}) if store else []
-    finished = {_pair(row) for row in done}
+    store = Store(output, resume, overwrite, player.name) if output else None
+    done = store.open(pairs, player.identity, {**player.identity, **player.settings}) if store else []
+    finished = {pair_of(row) for row in done}
 
     async def one(pair: Pair, task: Task) -> Row:
-        return await play(
-            task, pair[1], environment, generation, renderer, sampling, seed, limits, step=step, model_name=model_name
-        )
+        return await player.play(task, pair[1])
 
     collection = Collection(rows=list(done), failures=[], num_resumed=len(done))
     missing = iter([(pair, task) for pair, task in pairs.items() if pair not in finished])
@@ -99,11 +151,11 @@ async def collect_rollouts(
     finally:
         if store:
             store.close()
-    collection.rows.sort(key=_pair)
-    collection.failures.sort(key=_pair)
+    collection.rows.sort(key=pair_of)
+    collection.failures.sort(key=pair_of)
     collection.seconds = time.monotonic() - started
     if store:
-        store.finish(collection)
+        store.finish(collection.rows, len(collection.failures))
     return collection
 
 
@@ -135,7 +187,7 @@ class _Recorder:
     def __init__(
         self,
         collection: Collection,
-        store: _Store | None,
+        store: Store | None,
         on_row: Callable[[Row], None] | None,
         max_failure_rate: float,
     ) -> None:
@@ -172,181 +224,21 @@ class _Recorder:
         )
 
 
-class _Store:
-    """The files of a collection."""
-
-    def __init__(self, output: Path, resume: bool, overwrite: bool, environment: str) -> None:
-        self.files: Files = files_of(output)
-        self.resume = resume
-        self.overwrite = overwrite
-        self.environment = environment
-        self._rows: JsonLinesWriter | None = None
-        self._failures: JsonLinesWriter | None = None
-
-    def open(self, pairs: dict[Pair, Task], identity: Row, settings: Row) -> list[Row]:
-        """Check and prepare the files; returns the rows of `pairs` that are already there.
-
-        `identity` is what every row tells of its making, `settings` all that must be the same on resuming.
-        """
-        files = self.files
-        existing = check_output(files.rollouts, resume=self.resume, overwrite=self.overwrite)
-        kept: list[Row] = []
-        if self.resume:
-            self._check_settings(settings)
-            kept = self._resume(pairs, identity)
-        else:
-            for path in existing:
-                path.unlink()
-        if not (self.resume and existing):
-            _write_json(files.settings, settings)
-        if not self.resume:
-            self._write_tasks(pairs, {})
-        self._rows = JsonLinesWriter(files.rollouts)
-        self._failures = JsonLinesWriter(files.failures)
-        return kept
-
-    def _check_settings(self, settings: Row) -> None:
-        """Refuse settings that are not those of the file; collections without it tell theirs in the rows alone."""
-        path = self.files.settings
-        if not path.exists():
-            return
-        try:
-            earlier = cast("object", json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise RunError(f"not JSON ({error})", where=str(path)) from None
-        _refuse_others(cast("Row", earlier) if isinstance(earlier, dict) else {}, settings, str(path))
-
-    def _resume(self, pairs: dict[Pair, Task], identity: Row) -> list[Row]:
-        self._write_tasks(pairs, {_pair(row): row for row in read_complete_lines(self.files.tasks)})
-        rows = read_complete_lines(self.files.rollouts)
-        for line, row in enumerate(rows, 1):
-            _check_same(row, identity, f"{self.files.rollouts}:{line}")
-        found = {_pair(row): row for row in rows}
-        failed = [row for row in read_complete_lines(self.files.failures) if _pair(row) not in pairs]
-        write_rows_atomically(self.files.failures, failed, overwrite=True)
-        return [row for pair, row in found.items() if pair in pairs]
-
-    def _write_tasks(self, pairs: dict[Pair, Task], earlier: dict[Pair, Row]) -> None:
-        rows = dict(earlier)
-        for pair, task in pairs.items():
-            row = materialized_row(task.row, *pair, self.environment)
-            if pair in earlier and earlier[pair] != json.loads(json.dumps(row)):
-                raise UsageError(
-                    f"task {pair[0]} differs from the one collected before",
-                    where=str(self.files.tasks),
-                    fix="resume with the environment, options, split and seed of the first run",
-                )
-            rows[pair] = row
-        write_rows_atomically(self.files.tasks, [rows[pair] for pair in sorted(rows)], overwrite=True)
-
-    def write(self, row: Row) -> None:
-        """Append an episode to the rollouts or to the failures."""
-        writer = self._failures if is_failure(row) else self._rows
-        if writer is None:
-            raise RunError("the collection's files are not open", where=str(self.files.rollouts))
-        writer.write(row)
-
-    def close(self) -> None:
-        """Put everything on disk."""
-        for writer in (self._rows, self._failures):
-            if writer:
-                writer.close()
-
-    def finish(self, collection: Collection) -> None:
-        """Write the aggregate metrics."""
-        entries = aggregate_metrics(collection.rows, self.environment, len(collection.failures))
-        _write_json(self.files.metrics, entries)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def check_output(output: Path, *, resume: bool, overwrite: bool) -> list[Path]:
-    """The files of a collection that exist; raises `UsageError` when nobody said what to do with them."""
-    if resume and overwrite:
-        raise UsageError("resume and overwrite exclude each other")
-    if output.is_dir():
-        raise UsageError(
-            "the output is a folder", where=str(output), expected="the name of a file, like rollouts.jsonl"
-        )
-    files = files_of(output)
-    listed = (files.rollouts, files.tasks, files.failures, files.metrics, files.settings)
-    existing = [path for path in listed if path.exists()]
-    if existing and not (resume or overwrite):
-        raise UsageError(
-            "the file exists",
-            where=str(existing[0]),
-            fix="continue it with resume, replace it with overwrite, or choose another output",
-        )
-    return existing
-
-
-def read_complete_lines(path: Path) -> list[Row]:
-    """The rows of a JSON lines file; [] where there is none. A torn last line, left by a kill, is not a row."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = cast("object", json.loads(line))
-            if not isinstance(row, dict):
-                raise ValueError("the line is not an object")
-            _pair(cast("Row", row))
-        except (ValueError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise RolloutError(
-                f"not a row of a collection ({error})", where=f"{path}:{number}", fix="repair or remove the line"
-            ) from None
-        rows.append(cast("Row", row))
-    return rows
-
-
-def _identity(seed: int, renderer: Renderer, sampling: Sampling, model_name: str) -> Row:
+def identity_of(
+    seed: int, tokenizer: str | None, template: str | None, sampling: Sampling, model_name: str | None
+) -> Row:
+    """What every row tells of its making."""
     return {
         "model": model_name,
         "seed": seed,
-        "tokenizer": renderer.fingerprint,
-        "template": renderer.template_fingerprint,
+        "tokenizer": tokenizer,
+        "template": template,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_output_tokens": sampling.max_new_tokens,
     }
 
 
-def _ends(sampling: Sampling, renderer: Renderer, limits: Limits, environment: Environment) -> Row:
+def settings_of(sampling: Sampling, limits: Limits, environment: Environment) -> Row:
     """What changes episodes and stands in no row."""
-    return {
-        "top_k": sampling.top_k,
-        "stop_ids": sorted(sampling.stop_ids or renderer.stop_ids),
-        "max_turns": limits.max_turns or environment.max_turns,
-        "max_sequence_length": limits.max_sequence_length,
-    }
-
-
-def _check_same(row: Row, identity: Row, where: str) -> None:
-    """Refuse to mix rows that were collected otherwise."""
-    earlier: Row = {**row.get("responses_create_params", {}), **row.get("regimen", {})}
-    earlier["model"] = row.get("response", {}).get("model")
-    _refuse_others(earlier, identity, where)
-
-
-def _refuse_others(earlier: Row, now: Row, where: str) -> None:
-    for key, value in now.items():
-        if key in earlier and earlier[key] != value:
-            raise UsageError(
-                f"was collected with {key} {earlier[key]!r}, now it is {value!r}",
-                where=where,
-                fix="resume with the settings of the first run, or choose another output",
-            )
-
-
-def _pair(row: Row) -> Pair:
-    return row["_ng_task_index"], row["_ng_rollout_index"]
+    return {"top_k": sampling.top_k, "max_turns": limits.max_turns or environment.max_turns}

@@ -6,13 +6,13 @@ In: chat messages, samples, verdicts. Out: plain dicts that NeMo Gym's own tools
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from regimen.generation.base import Sample, Sampling
+from regimen.generation.base import Reply, Sampling, Tokens
+from regimen.gym.environment import Verdict
 
 Item = dict[str, Any]
 
@@ -41,12 +41,13 @@ def files_of(output: Path) -> Files:
     )
 
 
-def assistant_items(message: dict[str, Any], prompt_ids: Sequence[int], sample: Sample, prefix: str) -> list[Item]:
-    """The items of one model call: reasoning, message, calls; the last one carries the token fields.
+def assistant_items(reply: Reply, prefix: str) -> list[Item]:
+    """The items of one model call: reasoning, message, calls; the last one carries the token fields, if known.
 
     A message item is there when the model said something, or called nothing.
     """
-    status = "completed" if sample.stop_reason == "stop" else "incomplete"
+    message = reply.message
+    status = "completed" if reply.stop_reason == "stop" else "incomplete"
     items: list[Item] = []
     reasoning, text, calls = message.get("reasoning_content"), message.get("content") or "", _calls(message)
     if reasoning:
@@ -69,12 +70,18 @@ def assistant_items(message: dict[str, Any], prompt_ids: Sequence[int], sample: 
                 "status": "completed",
             }
         )
-    items[-1] |= {
-        "prompt_token_ids": list(prompt_ids),
-        "generation_token_ids": list(sample.ids),
-        "generation_log_probs": list(sample.logprobs),
-    }
+    if reply.tokens is not None:
+        items[-1] |= token_fields(reply.tokens)
     return items
+
+
+def token_fields(tokens: Tokens) -> dict[str, Any]:
+    """NeMo Gym's three token fields."""
+    return {
+        "prompt_token_ids": list(tokens.prompt_ids),
+        "generation_token_ids": list(tokens.ids),
+        "generation_log_probs": list(tokens.logprobs),
+    }
 
 
 def _calls(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -139,6 +146,13 @@ def stamps(task_index: int, rollout_index: int, environment: str) -> dict[str, A
         "agent_ref": {"name": environment},
         "_ng_environment_server": environment,
     }
+
+
+def verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    """The fields that the verifier adds to a row: its metrics, the components of the reward, the reward."""
+    components = {"reward_components": verdict.components} if verdict.components else {}
+    fixed = {"reward": float(verdict.reward), "mask_sample": False, "failure_kind": None, "failure_reason": None}
+    return {**verdict.metrics, **components, **fixed}
 
 
 def failure_fields(outcome: str, kind: str, message: str) -> dict[str, Any]:

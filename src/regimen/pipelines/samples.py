@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from regimen.gym.collect import read_complete_lines
 from regimen.gym.protocol import files_of
+from regimen.gym.store import read_complete_lines
 from regimen.rollouts.messages import content_text, input_messages, output_messages
 from regimen.tracking.base import Sample
 

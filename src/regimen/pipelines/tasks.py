@@ -38,7 +38,12 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
     path = Path(dataset.data_path or "")
     if dataset.dataset_name == "ResponseDataset":
         return question_tasks(dataset, environment, read_rows(path), split)
-    return _indexed(path, _task_rows(path))[: dataset.num_tasks]
+    return read_tasks(path, dataset.num_tasks)
+
+
+def read_tasks(path: Path, num_tasks: int | None = None) -> list[Task]:
+    """The first `num_tasks` tasks of a file of task rows (None: all)."""
+    return _indexed(path, _task_rows(path))[:num_tasks]
 
 
 def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
@@ -66,7 +71,7 @@ def _indexed(path: Path, rows: dict[int, dict[str, Any]]) -> list[Task]:
 def read_rows(path: Path) -> dict[int, dict[str, Any]]:
     """The rows of a file by line, counted from 1."""
     if not path.is_file():
-        raise UsageError("there is no such file", where=str(path), fix="check data.train.data_path")
+        raise UsageError("there is no such file", where=str(path), fix="check the path of the tasks")
     rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

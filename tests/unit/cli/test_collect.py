@@ -48,6 +48,14 @@ def test_flags_alone(configs, capsys):
     assert "1 failed, see a b_failures.jsonl" in shown
 
 
+def test_policies_elsewhere(configs):
+    assert main(["collect", "--model", "m", "--model-url", "http://h/v1", "--token-ids"]) == 0
+    assert main(["collect", "--gym", "http://h:11000", "--agent", "a", "--tasks", "t.jsonl"]) == 0
+    endpoint, gym = configs
+    assert (endpoint.model, endpoint.model_url, endpoint.token_ids) == ("m", "http://h/v1", True)
+    assert (gym.gym, gym.agent, gym.tasks, gym.model) == ("http://h:11000", "a", "t.jsonl", "")
+
+
 def test_json(configs, capsys):
     assert main(["collect", "--model", "m", "--json"]) == 0
     assert '"outcomes": {"ok": 2, "model_failed": 1}, "mean_reward": 0.5' in capsys.readouterr().out

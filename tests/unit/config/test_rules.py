@@ -16,6 +16,12 @@ def sft(*overrides: str) -> TrainConfig:
     return load_train_config("sft", [*data, "sft.val_period=0", "sft.val_at_start=false", *overrides])
 
 
+def test_a_running_gym_in_the_loop_is_refused_whatever_the_data():
+    for data in (ENVIRONMENT, ["data.train.dataset_name=NemoGymDataset", "data.train.data_path=t"]):
+        with pytest.raises(ConfigError, match=r"env\.nemo_gym.*not implemented.*regimen collect --gym"):
+            load_train_config("grpo", [*data, "grpo.val_period=0", "env.nemo_gym={config_paths: [a.yaml]}"])
+
+
 @pytest.mark.parametrize(
     ("override", "where", "fix"),
     [

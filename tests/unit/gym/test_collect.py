@@ -12,7 +12,8 @@ from regimen.errors import GymError, RolloutError, UsageError
 from regimen.generation.base import Sampling
 from regimen.generation.fake import FakeGeneration
 from regimen.gym.agent import Limits
-from regimen.gym.collect import Collection, collect_rollouts, read_complete_lines
+from regimen.gym.collect import Collection, collect_rollouts
+from regimen.gym.store import read_complete_lines
 from regimen.rollouts.reader import RolloutReader, read_failures
 
 SAMPLING = Sampling(max_new_tokens=8)

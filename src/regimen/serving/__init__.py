@@ -1,0 +1,1 @@
+"""HTTP servers: an environment, the agent that plays it, a model; and the guard in front of all of them."""

@@ -1,0 +1,249 @@
+"""An environment over NeMo Gym's wire: what NeMo Gym calls a resources server.
+
+In: an `Environment`. Out: a Starlette application with `/seed_session`, one path per tool, `/verify`,
+`/close_session` and `/aggregate_metrics`; the session travels in a cookie. What a tool says is the body of its answer,
+as text; a call that the tool refuses has status 400 and the text for the model.
+Refuses: rows that are no task rows, tool calls and verdicts without the session they belong to. A verdict that fails
+is an error, never a reward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from regimen.errors import GymError, RegimenError, RequestError
+from regimen.gym.aggregate import aggregate_metrics
+from regimen.gym.environment import Environment, Task, ToolError, Verdict
+from regimen.gym.protocol import verdict_fields
+from regimen.rollouts.messages import chat_tools, input_messages
+from regimen.serving.answers import (
+    DATA_ERRORS,
+    HEALTH_PATHS,
+    Body,
+    answer,
+    answering,
+    health,
+    not_found,
+    shortened,
+)
+from regimen.serving.guard import ServerLimits
+from regimen.serving.openapi import environment_document
+from regimen.serving.sessions import Session, Sessions
+
+COOKIE = "regimen_session"
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_NAME_LENGTH = 200
+Result = TypeVar("Result")
+
+
+def environment_app(
+    environment: Environment, limits: ServerLimits | None = None, extra: Sequence[Route] = ()
+) -> Starlette:
+    """The application; `extra` routes, those of an agent, come before those of the tools."""
+    service = EnvironmentService(environment, limits or ServerLimits())
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
+        yield
+        await service.sessions.close_all()
+
+    document = environment_document(environment, with_agent=bool(extra))
+
+    async def openapi(_request: Request, _body: Body) -> Body:
+        return document
+
+    def post(path: str, handler: Any) -> Route:
+        return Route(path, answering(handler), methods=["POST"])
+
+    routes = [
+        *(Route(path, answering(health), methods=["GET"]) for path in HEALTH_PATHS),
+        Route("/openapi.json", answering(openapi), methods=["GET"]),
+        post("/seed_session", service.seed_session),
+        post("/verify", service.verify),
+        post("/close_session", service.close_session),
+        post("/aggregate_metrics", service.aggregate_metrics),
+        *extra,
+        post("/{tool}", service.call),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
+
+
+class EnvironmentService:
+    """The handlers of an environment server."""
+
+    def __init__(self, environment: Environment, limits: ServerLimits) -> None:
+        self.environment = environment
+        self.limits = limits
+        self.sessions = Sessions(environment, limits)
+        # An environment that keeps nothing per episode can be asked without a seed.
+        self.is_stateless = type(environment).seed is Environment.seed
+
+    async def seed_session(self, _request: Request, body: Body) -> Response:
+        """Begin an episode. The body is a task row, or a task with a session id chosen by an environment server."""
+        name = body.get("resources_session_id")
+        if name is None:
+            row = task_row(body)
+        else:
+            if not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH:
+                raise RequestError("resources_session_id is no name", expected=f"1 to {_NAME_LENGTH} characters")
+            row = _object(body, "task_data")
+        session = await self._run(self.sessions.open(Task(task_index(row), row), name))
+        response = answer({} if name is None else {"resources_session_id": name})
+        response.set_cookie(COOKIE, session.key, path="/", httponly=True, samesite="strict")
+        return response
+
+    async def call(self, request: Request, body: Body) -> Response:
+        """Run a tool; the text of the answer is for the model, errors included."""
+        name = str(request.path_params["tool"])
+        if not _TOOL_NAME.fullmatch(name):
+            return PlainTextResponse("Error: no such tool", 404)
+        async with self._turn(request) as session:
+            state = session.state if session else None
+            try:
+                text = await self._run(self.environment.call(state, name, body))
+            except ToolError as error:
+                return PlainTextResponse(error.message, 400)
+        return PlainTextResponse(text)
+
+    async def verify(self, request: Request, body: Body) -> Body:
+        """Judge an episode: the task row with the `response`; answers with the reward and the verifier's fields."""
+        response = _object(body, "response")
+        output = response.get("output")
+        if not isinstance(output, list) or not all(isinstance(item, dict) for item in cast("list[Any]", output)):
+            raise RequestError("is no list of items", where="response.output", status=422, code="wrong_response")
+        given = task_row({key: value for key, value in body.items() if key != "response"})
+        async with self._turn(request) as session:
+            task = self._task(session, given)
+            state = session.state if session else None
+            items = cast("list[dict[str, Any]]", output)
+            verdict = await self._run(self.environment.verify(state, task, items))
+            check_verdict(verdict)
+            if session:
+                session.is_verified = True
+        params = {"responses_create_params": given["responses_create_params"], "response": response}
+        return {**verdict_fields(verdict), **params}
+
+    def _task(self, session: Session | None, given: Body) -> Task:
+        """The seeded task, whatever the caller says now; what it was seeded without is taken from the caller."""
+        if session is None:
+            return Task(task_index(given), given)
+        row = {**session.task.row}
+        row.setdefault("responses_create_params", given["responses_create_params"])
+        return Task(session.task.index, row)
+
+    async def close_session(self, request: Request, body: Body) -> Body:
+        """End an episode, by its cookie or by the name it was seeded under."""
+        name = body.get("resources_session_id")
+        if isinstance(name, str) and 0 < len(name) <= _NAME_LENGTH:
+            await self.sessions.close_name(name)
+            return {"resources_session_id": name}
+        session = self.sessions.find(request.cookies.get(COOKIE))
+        if session is not None:
+            await self.sessions.close(session)
+        return {}
+
+    async def aggregate_metrics(self, _request: Request, body: Body) -> Body:
+        """The figures of finished episodes."""
+        rows = body.get("verify_responses")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[Any]", rows)):
+            raise RequestError("is no list of verify responses", where="verify_responses", status=422)
+        return metrics_of(cast("list[Body]", rows), self.environment.name)
+
+    @asynccontextmanager
+    async def _turn(self, request: Request) -> AsyncGenerator[Session | None]:
+        """The session of a request while no other request of it is at work."""
+        session = self.sessions.find(request.cookies.get(COOKIE))
+        if session is None:
+            if not self.is_stateless:
+                raise RequestError(
+                    "no session",
+                    code="no_session",
+                    fix="POST the task to /seed_session first and send its cookie; sessions end when closed or old",
+                )
+            yield None
+            return
+        async with asyncio.timeout(self.limits.call_seconds):
+            await session.turn.acquire()
+        try:
+            yield session
+        finally:
+            session.turn.release()
+
+    async def _run(self, call: Awaitable[Result]) -> Result:
+        """Await a call of the environment; data that it cannot use is the caller's."""
+        try:
+            async with asyncio.timeout(self.limits.call_seconds):
+                return await call
+        except TimeoutError:
+            raise RequestError(
+                f"a call of the environment took longer than {self.limits.call_seconds:g} seconds",
+                status=504,
+                code="timed_out",
+            ) from None
+        except RegimenError:
+            raise
+        except DATA_ERRORS as error:
+            raise RequestError(
+                f"the environment cannot use this: {type(error).__name__}: {shortened(str(error))}",
+                status=422,
+                code="unusable",
+            ) from error
+
+
+def check_verdict(verdict: Verdict) -> None:
+    """Raise `GymError` for a reward that is no number."""
+    if not math.isfinite(verdict.reward):
+        raise GymError(f"the verifier's reward is {verdict.reward}")
+
+
+def task_row(body: Body) -> Body:
+    """The body as a task row. Raises `RequestError` when its prompt or tools cannot be read."""
+    params = _object(body, "responses_create_params")
+    input_messages(params)
+    chat_tools(params)
+    return body
+
+
+def task_index(row: Body) -> int:
+    """The index that the collector gave the task, or 0."""
+    index = row.get("_ng_task_index")
+    return index if type(index) is int else 0
+
+
+def metrics_of(rows: Sequence[Body], name: str) -> Body:
+    """NeMo Gym's aggregate metrics of verify responses that came without their episodes."""
+    whole: list[Body] = []
+    for position, row in enumerate(rows):
+        reward = row.get("reward")
+        if isinstance(reward, bool) or not isinstance(reward, int | float):
+            raise RequestError("has no reward", where=f"verify_responses[{position}]", status=422)
+        response = row.get("response")
+        kept = cast("Body", response) if isinstance(response, dict) else {}
+        usage = kept.get("usage")
+        numbers = {
+            key: value
+            for key, value in (cast("Body", usage) if isinstance(usage, dict) else {}).items()
+            if isinstance(value, int | float)
+        }
+        params = {"responses_create_params": {"input": ""}}
+        whole.append({**row, **params, "_ng_task_index": task_index(row), "response": {"output": [], "usage": numbers}})
+    entry = aggregate_metrics(whole, name)[0]
+    return {key: entry[key] for key in ("agent_metrics", "key_metrics", "group_level_metrics")}
+
+
+def _object(body: Body, key: str) -> Body:
+    value = body.get(key)
+    if not isinstance(value, dict):
+        raise RequestError("is missing or no object", where=key, status=422, code="missing")
+    return cast("Body", value)
