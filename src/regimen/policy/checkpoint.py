@@ -21,9 +21,15 @@ from safetensors import SafetensorError
 from regimen.errors import RunError
 
 
-def save_model(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """Write config and weights (cast to `dtype`) into `folder`, whole or not at all."""
-    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}  # tied weights stand once
+def save_model(
+    model: torch.nn.Module, folder: Path, dtype: torch.dtype, tensors: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write config and weights (cast to `dtype`) into `folder`, whole or not at all.
+
+    `tensors`: the whole parameters by name, where those of `model` are shards.
+    """
+    parameters = dict(model.named_parameters()) if tensors is None else tensors  # tied weights stand once
+    named = {**dict(model.named_buffers()), **parameters}
     state = {name: named[name].detach().to(dtype) for name in model.state_dict() if name in named}
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     own_dtype = model.config.dtype  # type: ignore[union-attr]
