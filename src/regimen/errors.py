@@ -11,6 +11,7 @@ RegimenError                   a message a person can act on: what, where, expec
     ├── GenerationError        the generator failed, or disagrees with the policy
     ├── GymError           an environment, a tool or a verifier failed
     └── RunError               a run folder cannot be written or resumed
+        └── OtherRankError     another process of the run failed first, and says why
 """
 
 from __future__ import annotations
@@ -80,3 +81,7 @@ class GymError(WorkError):
 
 class RunError(WorkError):
     """A run folder cannot be written or resumed."""
+
+
+class OtherRankError(RunError):
+    """Another process of the run failed first, and says why; this one only ends."""

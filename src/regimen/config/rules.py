@@ -10,6 +10,7 @@ import importlib.util
 import json
 
 from regimen.config.rules_grpo import check_grpo
+from regimen.config.rules_processes import check_processes
 from regimen.config.schema import DatasetConfig, TrainConfig
 from regimen.config.schema_data import KEYS_OF
 from regimen.config.schema_loops import CollectConfig, EvaluateConfig, IterateConfig, PlayConfig
@@ -36,8 +37,7 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
     _check_trackers(config, layers)
     if config.grpo is not None:
         check_grpo(config, layers)
-    if config.cluster.num_nodes > 1 or config.cluster.gpus_per_node > 1:
-        layers.notes.append("no effect here, as the local policy is one process: cluster")
+    check_processes(config, layers)
 
 
 def check_runnable(config: TrainConfig) -> None:

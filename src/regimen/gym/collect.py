@@ -26,7 +26,7 @@ from regimen.gym.environment import Environment, Task
 from regimen.gym.protocol import Files, files_of, is_failure, materialized_row
 from regimen.rollouts.writer import JsonLinesWriter, write_rows_atomically
 
-__all__ = ["Collection", "check_output", "collect_rollouts", "episode_seed"]
+__all__ = ["Collection", "check_failures", "check_output", "collect_rollouts", "episode_seed", "write_collection"]
 
 Row = dict[str, Any]
 Pair = tuple[int, int]
@@ -155,21 +155,28 @@ class _Recorder:
         self.judge(final=False)
 
     def judge(self, *, final: bool) -> None:
-        """Raise `GymError` when too many episodes failed; at the end also when all of a few did."""
-        failures = self.collection.failures
-        enough = self.num_played >= MIN_EPISODES
-        too_many = enough and len(failures) > self.max_failure_rate * self.num_played
-        all_of_few = final and not enough and bool(failures) and len(failures) == self.num_played
-        if not too_many and not (all_of_few and self.max_failure_rate < 1):
-            return
-        last = failures[-1]
-        raise GymError(
-            f"{len(failures)} of {self.num_played} episodes failed, the last with {last['_ng_failure_class']}: "
-            f"{last['_ng_failure_type']}: {last['_ng_failure_message']}",
-            where=str(self.store.files.failures) if self.store else None,
-            expected=f"at most {self.max_failure_rate:.0%}",
-            fix="mend the cause, then collect again with resume",
-        )
+        """See `check_failures`."""
+        where = str(self.store.files.failures) if self.store else None
+        check_failures(self.collection.failures, self.num_played, self.max_failure_rate, final=final, where=where)
+
+
+def check_failures(
+    failures: list[Row], num_played: int, max_failure_rate: float, *, final: bool, where: str | None
+) -> None:
+    """Raise `GymError` when too many episodes failed; at the end also when all of a few did."""
+    enough = num_played >= MIN_EPISODES
+    too_many = enough and len(failures) > max_failure_rate * num_played
+    all_of_few = final and not enough and bool(failures) and len(failures) == num_played
+    if not too_many and not (all_of_few and max_failure_rate < 1):
+        return
+    last = failures[-1]
+    raise GymError(
+        f"{len(failures)} of {num_played} episodes failed, the last with {last['_ng_failure_class']}: "
+        f"{last['_ng_failure_type']}: {last['_ng_failure_message']}",
+        where=where,
+        expected=f"at most {max_failure_rate:.0%}",
+        fix="mend the cause, then collect again with resume",
+    )
 
 
 class _Store:
@@ -256,6 +263,22 @@ class _Store:
         """Write the aggregate metrics."""
         entries = aggregate_metrics(collection.rows, self.environment, len(collection.failures))
         _write_json(self.files.metrics, entries)
+
+
+def write_collection(output: Path, collection: Collection, tasks: Sequence[Task], num_repeats: int, name: str) -> None:
+    """The files that `collect_rollouts` writes as it goes, of a collection that is whole; existing ones are replaced.
+
+    `name` is that of the environment.
+    """
+    files = files_of(output)
+    pairs = [(task.index, repeat, task) for task in tasks for repeat in range(num_repeats)]
+    rows = [
+        materialized_row(task.row, index, repeat, name) for index, repeat, task in sorted(pairs, key=lambda p: p[:2])
+    ]
+    write_rows_atomically(files.tasks, rows, overwrite=True)
+    write_rows_atomically(files.failures, collection.failures, overwrite=True)
+    write_rows_atomically(files.rollouts, collection.rows, overwrite=True)
+    _write_json(files.metrics, aggregate_metrics(collection.rows, name, len(collection.failures)))
 
 
 def _write_json(path: Path, value: object) -> None:

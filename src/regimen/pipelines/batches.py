@@ -21,9 +21,11 @@ from regimen.config.schema import TrainConfig
 from regimen.errors import GenerationError, RunError
 from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits
-from regimen.gym.collect import Collection, collect_rollouts
+from regimen.gym.collect import MAX_FAILURE_RATE, Collection, collect_rollouts
 from regimen.gym.environment import Environment, Task
 from regimen.pipelines.datasets import Dataset
+from regimen.pipelines.processes import pooled
+from regimen.policy.ranks import Ranks, current_ranks
 from regimen.rollouts.outcomes import Outcome
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
 from regimen.tokens.forest import TrainingSequence, normalisers
@@ -95,10 +97,26 @@ class Player:
     model_name: str
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
-        """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
-        return asyncio.run(self._play(tasks, repeats, seed, step, output))
+        """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training.
 
-    async def _play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
+        Of many processes each plays its share; all get the episodes of all, and the first writes them.
+        """
+        ranks = current_ranks()
+        if ranks.size == 1:
+            return asyncio.run(self._play(tasks, repeats, seed, step, output))
+        share = tasks[ranks.rank :: ranks.size]
+        played = asyncio.run(self._play(share, repeats, seed, step, None, max_failure_rate=1.0))
+        return pooled(played, ranks, tasks, repeats, self.environment.name, output)
+
+    async def _play(
+        self,
+        tasks: list[Task],
+        repeats: int,
+        seed: int,
+        step: int,
+        output: Path | None,
+        max_failure_rate: float = MAX_FAILURE_RATE,
+    ) -> Collection:
         played = await collect_rollouts(
             tasks,
             repeats,
@@ -113,6 +131,7 @@ class Player:
             output=output,
             overwrite=True,
             model_name=self.model_name,
+            max_failure_rate=max_failure_rate,
         )
         await self.generation.release()
         return played
@@ -254,6 +273,12 @@ class Agreement:
         self.total += float(absolute.sum())
         self.count += absolute.size
         self.largest = float(np.maximum(self.largest, absolute.max(initial=0.0)))  # NaN stays NaN, unlike with max
+
+    def pool(self, ranks: Ranks) -> None:
+        """Take what every process saw, so that all judge alike."""
+        parts = ranks.gather([self.total, self.count, self.largest])
+        self.total, self.count = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        self.largest = float(np.max([part[2] for part in parts]))
 
     def check(self) -> dict[str, float]:
         """The step's figures; raises `GenerationError` beyond the bound."""

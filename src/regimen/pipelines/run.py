@@ -4,6 +4,7 @@
     data.json        digests of the data files             ledger.json      what each row and token became
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
     step_N/          a Hugging Face model folder with training_info.json; the latest also with training_state.pt
+                     (and training_state/, where many processes trained)
     model/           the model to use: the best by the configured metric, else the last
 
 A checkpoint appears whole or not at all. Refuses: a fresh run into the folder of another; resuming what was not begun,
@@ -33,6 +34,7 @@ from regimen.errors import RunError, UsageError
 
 INFO_FILE = "training_info.json"
 STATE_FILE = "training_state.pt"
+SHARDS_FOLDER = "training_state"  # what many processes hold, each its own
 _PACKAGES = ("regimen-rl", "torch", "transformers", "numpy", "msgspec", "pydantic")
 
 
@@ -107,6 +109,10 @@ class RunFolder:
                 fix="train with checkpointing.save_optimizer=true to be able to resume",
             )
 
+    def unfinished(self, step: int) -> Path:
+        """Where the checkpoint of `step` is written until it is whole."""
+        return self.path / f".step_{step}.tmp"
+
     def save(
         self,
         step: int,
@@ -121,7 +127,7 @@ class RunFolder:
         The best `keep` by `info["metric"]` and the latest stay; only the latest keeps its training state.
         """
         final = self.path / f"step_{step}"
-        temporary = self.path / f".step_{step}.tmp"
+        temporary = self.unfinished(step)
         shutil.rmtree(temporary, ignore_errors=True)
         write(temporary)
         write_text(temporary / INFO_FILE, json.dumps({"step": step, **info}, indent=2) + "\n")
@@ -130,6 +136,7 @@ class RunFolder:
         self.checkpoint = final
         for path in checkpoints(self.path)[:-1]:
             (path / STATE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(path / SHARDS_FOLDER, ignore_errors=True)
         for path in self._superfluous(keep, higher_is_better):
             shutil.rmtree(path)
         return final
@@ -211,7 +218,10 @@ def publish_model(checkpoint: Path, destination: Path) -> None:
     temporary = destination.with_name(f".{destination.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(
-        checkpoint, temporary, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(STATE_FILE, INFO_FILE)
+        checkpoint,
+        temporary,
+        copy_function=_link_or_copy,
+        ignore=shutil.ignore_patterns(STATE_FILE, SHARDS_FOLDER, INFO_FILE),
     )
     shutil.rmtree(destination, ignore_errors=True)
     temporary.replace(destination)
@@ -272,7 +282,8 @@ def listening_for_stop() -> Generator[StopSignal]:
 
     def stop(*_: object) -> None:
         flag.received = True
-        print("SIGTERM: finishing this step, then saving a checkpoint", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print("SIGTERM: finishing this step, then saving a checkpoint", file=sys.stderr, flush=True)
 
     try:
         before = signal.signal(signal.SIGTERM, stop)

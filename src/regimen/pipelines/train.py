@@ -28,10 +28,21 @@ from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError, RunError
 from regimen.pipelines.batches import Agreement, Batch, with_reference
 from regimen.pipelines.prepare import Prepared, logprobs_of, prepare
-from regimen.pipelines.run import INFO_FILE, STATE_FILE, RunFolder, listening_for_stop, publish_model, write_text
+from regimen.pipelines.processes import joined, write_together
+from regimen.pipelines.run import (
+    INFO_FILE,
+    SHARDS_FOLDER,
+    STATE_FILE,
+    RunFolder,
+    StopSignal,
+    listening_for_stop,
+    publish_model,
+    write_text,
+)
 from regimen.pipelines.show import show_first_batch
 from regimen.policy.base import LossOutput, StepResult, Supervision
 from regimen.policy.checkpoint import load_state, save_state
+from regimen.policy.ranks import Ranks
 from regimen.tokens.forest import Forest
 from regimen.tokens.packing import micro_batches
 from regimen.tracking.base import TrackerGroup, open_trackers
@@ -73,6 +84,11 @@ def train(
     sampler and the policy disagree.
     """
     check_runnable(config)
+    with joined(config) as ranks:
+        return _train(config, ranks, resume, show_batch, progress or _silent)
+
+
+def _train(config: TrainConfig, ranks: Ranks, resume: bool, show_batch: bool, progress: Progress) -> TrainResult:
     folder = Path(config.checkpointing.checkpoint_dir)
     torch.manual_seed(config.seed)
     if show_batch:
@@ -85,10 +101,12 @@ def train(
         return TrainResult(folder, None, 0, {}, {})
     run = RunFolder(folder, dump(config), resume=resume)
     prepared = prepare(config, folder, for_training=True)
-    run.open()
-    if prepared.data:
+    ranks.wait()  # every process has looked at the folder as it was
+    if ranks.is_first:
+        run.open()
+    if prepared.data and ranks.is_first:
         write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
-    trainer = _Trainer(config, run, prepared, progress or _silent)
+    trainer = _Trainer(config, run, prepared, ranks, progress if ranks.is_first else _silent)
     try:
         return trainer.run_all()
     finally:
@@ -102,8 +120,10 @@ def _silent(*_: object, **__: object) -> None:
 class _Trainer:
     """One run: the loop and what it counts."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, prepared: Prepared, progress: Progress) -> None:
-        self.config, self.run, self.prepared, self.progress = config, run, prepared, progress
+    def __init__(
+        self, config: TrainConfig, run: RunFolder, prepared: Prepared, ranks: Ranks, progress: Progress
+    ) -> None:
+        self.config, self.run, self.prepared, self.ranks, self.progress = config, run, prepared, ranks, progress
         self.algorithm: Algorithm = prepared.algorithm
         self.policy = prepared.policy
         self.agreement = Agreement(config.policy.precision)
@@ -121,16 +141,18 @@ class _Trainer:
         names = ["tensorboard"] if self.config.logger.tensorboard_enabled else []
         log_folder = Path(self.config.logger.log_dir or self.run.path)
         first = start + 1 if start else 0  # a run without a checkpoint validates at its start again
-        tracker = open_trackers(log_folder, names, resume_step=first if self.run.resume else None)
+        tracker = TrackerGroup([])
+        if self.ranks.is_first:
+            tracker = open_trackers(log_folder, names, resume_step=first if self.run.resume else None)
         step = start
         try:
             with listening_for_stop() as stop:
                 if start == 0 and self.config.training.val_at_start:
                     self._validate(0, tracker)
-                while step < total and not stop.received:
+                while step < total and not self._stops(stop):
                     self._step(step, tracker)
                     step += 1
-                    self._after(step, total, tracker, stopping=stop.received)
+                    self._after(step, total, tracker, stopping=self._stops(stop))
                     self.progress(f"train {self.algorithm.name}", step, total, self._note())
                 if step > self.saved_step and self.config.checkpointing.enabled:  # stopped while validating
                     self._save(step, with_state=True)
@@ -148,6 +170,10 @@ class _Trainer:
             losses=self.losses,
         )
 
+    def _stops(self, stop: StopSignal) -> bool:
+        """Whether any process was told to stop: all stop after the same step."""
+        return any(self.ranks.gather(stop.received))
+
     def _restore(self) -> int:
         checkpoint = self.run.checkpoint
         if checkpoint is None:
@@ -157,6 +183,7 @@ class _Trainer:
             self.ledger, self.latest = Counter(info["ledger"]), dict(info["metrics"])
             return self.run.start_step
         state = load_state(checkpoint / STATE_FILE)
+        self.policy.load_shards(checkpoint / SHARDS_FOLDER)
         self.policy.load_state(state["policy"])
         self.ledger = Counter(state["ledger"])
         self.latest = dict(state["metrics"])
@@ -189,6 +216,7 @@ class _Trainer:
             self.config.policy.train_token_budget,
             valid_tokens=batch.valid_tokens,
             valid_sequences=batch.valid_sequences,
+            num_shares=self.policy.num_shares,
         )
         self.agreement.reset()
         checked: dict[str, float] = {}
@@ -202,7 +230,10 @@ class _Trainer:
         return self.algorithm.loss(logprob, batch)
 
     def _check(self) -> dict[str, float]:
-        return self.agreement.check() if self.algorithm.batches == "episodes" else {}
+        if self.algorithm.batches != "episodes":
+            return {}
+        self.agreement.pool(self.ranks)
+        return self.agreement.check()
 
     def _hand_over(self, version: int) -> None:
         """Give the generator the weights that the next episodes are played with."""
@@ -252,18 +283,24 @@ class _Trainer:
 
         def write(folder: Path) -> None:
             self.policy.save(folder)
-            self.prepared.renderer.save(folder)
             if with_state:
-                save_state({"policy": self.policy.state(), **state}, folder / STATE_FILE)
+                self.policy.save_shards(folder / SHARDS_FOLDER)
+            if self.ranks.is_first:
+                self.prepared.renderer.save(folder)
+                if with_state:
+                    save_state({"policy": self.policy.state(), **state}, folder / STATE_FILE)
 
+        self.saved_step = step
+        if not self.ranks.is_first:
+            write_together(write, self.run.unfinished(step), self.ranks)
+            return
         self.run.save(
             step,
-            write,
+            lambda folder: write_together(write, folder, self.ranks),
             {"metric": metric, "total_steps": self.prepared.source.total_steps, **state},
             keep=settings.keep_top_k,
             higher_is_better=settings.higher_is_better,
         )
-        self.saved_step = step
 
     def _metric(self, step: int) -> float | None:
         """What ranks the checkpoint of `step`: a figure of validation only where that was of this very step."""
@@ -275,7 +312,7 @@ class _Trainer:
         return self.latest.get(f"validation/{wanted[1]}") if self.last_validated == step else None
 
     def _publish(self, finished: bool) -> Path | None:
-        if not finished or not self.config.checkpointing.enabled:
+        if not finished or not self.config.checkpointing.enabled or not self.ranks.is_first:
             return None
         best = self.run.best(higher_is_better=self.config.checkpointing.higher_is_better)
         if best is None:

@@ -110,7 +110,7 @@ class Policy(Protocol):
         ...
 
     def save_shards(self, folder: Path) -> None:
-        """Write what no single process holds into a checkpoint's folder; all processes call it."""
+        """Write what no single process holds into a folder of its own; all processes call it."""
         ...
 
     def load_shards(self, folder: Path) -> None:

@@ -29,8 +29,8 @@ from regimen.policy.checkpoint import save_model
 from regimen.policy.decoder import ForestDecoder, compute_dtype, supervision
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.policy.ranks import current_ranks
-from regimen.policy.shards import load_shards, save_shards
 from regimen.policy.sharding import Sharding, shard_decoder
+from regimen.policy.shards import load_shards, save_shards
 from regimen.tokens.forest import Forest, TrainingSequence, build_forest
 
 # It warns of each weight that is gathered over both dimensions of the mesh; exports are rare.
@@ -109,7 +109,7 @@ class DTensorPolicy(LocalPolicy):
         self.schedule.load_state_dict(state["schedule"])
 
     def save_shards(self, folder: Path) -> None:
-        """Write master weights and optimiser into the checkpoint `folder`, each process its own."""
+        """Write master weights and optimiser into `folder`, each process its own."""
         if self.optimizer is None:
             raise PolicyError("this policy was loaded for reading and has no training state")
         save_shards(self.model, self.optimizer, folder)
@@ -167,9 +167,8 @@ class DTensorPolicy(LocalPolicy):
 
     def _clip_gradients(self, limit: float) -> float:
         """Scale the gradients to a norm of at most `limit`; returns the norm before, over all shards."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-        assert len(shards) == len(gradients)
+        gradients = [p.grad for p in self.model.parameters() if isinstance(p.grad, DTensor)]
+        shards = [gradient.to_local() for gradient in gradients]
         squares = torch.zeros(2, dtype=torch.float64, device=shards[0].device)
         for gradient, shard in zip(gradients, shards, strict=True):
             squares[int(_is_divided(gradient, "tp"))] += torch.linalg.vector_norm(shard).double().square()
@@ -177,7 +176,8 @@ class DTensorPolicy(LocalPolicy):
         dist.all_reduce(squares, group=self.mesh["dp"].get_group())
         norm = squares.sum().sqrt().item()
         if limit < norm < float("inf"):
-            torch._foreach_mul_(shards, limit / (norm + 1e-6))
+            for shard in shards:
+                shard.mul_(limit / (norm + 1e-6))
         return norm
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from regimen.errors import RegimenError, RunError, UsageError
+from regimen.errors import OtherRankError, RegimenError, RunError, UsageError
 
 # Others wait while one process plays long episodes or writes a checkpoint; one that died is noticed at once.
 PATIENCE = timedelta(hours=2)
@@ -63,15 +64,11 @@ def current_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
 
-class OtherRankFailed(RunError):
-    """Another process failed first and says why; this one only ends."""
-
-
 @contextmanager
 def connected() -> Generator[Ranks]:
     """Join the other processes while the block runs; what one raises ends all, and is reported by the first to fail.
 
-    The processes that fail because of it raise `OtherRankFailed`.
+    The processes that fail because of it raise `OtherRankError`.
     """
     if dist.is_initialized():  # a run inside a run shares its processes
         yield current_ranks()
@@ -88,14 +85,14 @@ def connected() -> Generator[Ranks]:
         dist.destroy_process_group()
 
 
-def _join() -> dist.Store:
+def _join() -> Store:
     rank, size = _place()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         _choose_gpu(rank, size)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if size == 1:
-        store: dist.Store = dist.HashStore()
+        store: Store = HashStore()
     else:
         store = _shared_store(rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
@@ -131,7 +128,7 @@ def _choose_gpu(rank: int, size: int) -> None:
     torch.cuda.set_device(local)
 
 
-def _shared_store(rank: int, size: int) -> dist.Store:
+def _shared_store(rank: int, size: int) -> Store:
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError):
@@ -144,21 +141,21 @@ def _shared_store(rank: int, size: int) -> dist.Store:
     # torchrun keeps the store in its own process, where it outlives every rank.
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = dist.TCPStore(host, port, size, is_server, timeout=timedelta(minutes=5))
+        store = TCPStore(host, port, size, is_server, timeout=timedelta(minutes=5))
     except (RuntimeError, TimeoutError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"the processes cannot meet ({reason})", where=f"{host}:{port}") from None
-    return dist.PrefixStore("regimen", store)
+    return PrefixStore("regimen", store)
 
 
-def _first_of(store: dist.Store, error: Exception) -> Exception:
+def _first_of(store: Store, error: Exception) -> Exception:
     """The error to raise here: the own one where no other process failed before."""
     try:
         is_first = store.add(_FAILED, 1) == 1
     except (RuntimeError, ValueError):  # the process that kept the store is gone, so it failed first
         is_first = False
     if not is_first:
-        return OtherRankFailed("another process failed first")
+        return OtherRankError("another process failed first")
     if isinstance(error, RegimenError) and current_ranks().rank > 0:
         error.args = (f"rank {current_ranks().rank}: {error}",)
     return error

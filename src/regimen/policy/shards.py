@@ -1,6 +1,6 @@
 """Training state in shards, by `torch.distributed.checkpoint`: each process writes its own, any number reads them.
 
-In: a model and an optimiser whose tensors may be shards, the folder of a checkpoint. Out: `training_state/` in it.
+In: a model and an optimiser whose tensors may be shards. Out: a folder of their own.
 Refuses: shards that cannot be read or belong to another model (`RunError`). The library's index of the shards is
 pickled: resume only runs of your own.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from regimen.errors import RunError
 
-SHARDS_FOLDER = "training_state"
 # One entry for each parameter, so that neither its shard nor its parameter group matters.
 _OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -28,7 +28,7 @@ def save_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder
     """Write weights and optimiser; every process must call this."""
     try:
         with _quiet():
-            dcp.save(_state(model, optimizer), checkpoint_id=folder / SHARDS_FOLDER)
+            save(_state(model, optimizer), checkpoint_id=folder)
     except (CheckpointException, OSError, RuntimeError) as error:
         raise _refusal("written", error, folder) from error
 
@@ -38,7 +38,7 @@ def load_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder
     state = _state(model, optimizer)
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=folder / SHARDS_FOLDER)
+            load(state, checkpoint_id=folder)
     except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise _refusal("read", error, folder) from error
     set_state_dict(
@@ -57,4 +57,4 @@ def _quiet() -> warnings.catch_warnings[None]:
 
 def _refusal(what: str, error: BaseException, folder: Path) -> RunError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return RunError(f"the training state cannot be {what} ({lines[-1]})", where=str(folder / SHARDS_FOLDER))
+    return RunError(f"the training state cannot be {what} ({lines[-1]})", where=str(folder))

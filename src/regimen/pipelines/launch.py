@@ -1,0 +1,93 @@
+"""Starting the processes of a training run on this machine, where nobody else did.
+
+In: a configuration and the words of the command. Out: the exit code of the first process that failed, else 0.
+Every process is the same command with torchrun's environment variables. When one fails the others are ended; signals
+are handed on. Refuses: more processes than GPUs, several machines (torchrun starts those).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from regimen.config.schema import TrainConfig
+from regimen.errors import UsageError
+
+GRACE_SECONDS = 30.0  # for the others to end by themselves
+
+
+def processes_to_start(config: TrainConfig) -> int:
+    """How many processes this command starts; 1 where it is to train by itself."""
+    if not config.policy.dtensor_cfg.enabled or "WORLD_SIZE" in os.environ:
+        return 1
+    cluster, num_gpus = config.cluster, _num_gpus()
+    if cluster.num_nodes > 1:
+        raise UsageError(
+            f"is {cluster.num_nodes}, but this command starts processes on one machine only",
+            where="cluster.num_nodes",
+            fix="run `torchrun --nnodes ... -m regimen.cli.main train ...` on each, or set cluster.num_nodes=1",
+        )
+    number = cluster.num_processes or (cluster.gpus_per_node if num_gpus else 1) or 1
+    if num_gpus and number > num_gpus:
+        key = "num_processes" if cluster.num_processes else "gpus_per_node"
+        raise UsageError(
+            f"asks for {number} processes on a machine with {num_gpus} GPUs",
+            where=f"cluster.{key}",
+            fix=f"set cluster.{key}={num_gpus}",
+        )
+    return number
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def launch(words: Sequence[str], number: int) -> int:
+    """Run `regimen WORDS` in `number` processes and wait for them all."""
+    command = [sys.executable, "-m", "regimen.cli.main", *words]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [subprocess.Popen(command, env=_environment(rank, number, port)) for rank in range(number)]
+
+    def hand_on(received: int, _: object) -> None:
+        for process in processes:
+            process.send_signal(received)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        return _wait(processes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in processes:
+            process.kill()
+
+
+def _environment(rank: int, number: int, port: int) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // number)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, **{name: str(value) for name, value in place.items()}}
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the first that failed, once all have ended."""
+    failed, deadline = 0, float("inf")
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if not failed and any(codes):
+            failed = next(code for code in codes if code)
+            deadline = time.monotonic() + GRACE_SECONDS
+        try:
+            time.sleep(0.1)
+        except KeyboardInterrupt:  # the terminal told the processes too
+            continue
+    codes = [code for process in processes if (code := process.poll())]
+    code = failed or (codes[0] if codes else 0)
+    return 128 - code if code < 0 else code
