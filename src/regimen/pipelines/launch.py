@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -51,11 +50,11 @@ def _num_gpus() -> int:
 
 def launch(words: Sequence[str], number: int) -> int:
     """Run `regimen WORDS` in `number` processes and wait for them all."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     command = [sys.executable, "-m", "regimen.cli.main", *words]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [subprocess.Popen(command, env=_environment(rank, number, port)) for rank in range(number)]
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)  # where they meet; it outlives each of them
+    processes = [subprocess.Popen(command, env=_environment(rank, number, store.port)) for rank in range(number)]
 
     def hand_on(received: int, _: object) -> None:
         for process in processes:
@@ -72,8 +71,15 @@ def launch(words: Sequence[str], number: int) -> int:
 
 def _environment(rank: int, number: int, port: int) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // number)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, **{name: str(value) for name, value in place.items()}}
+    place = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, **place}
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -82,8 +88,10 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         codes = [process.poll() for process in processes]
         if not failed and any(codes):
-            failed = next(code for code in codes if code)
+            rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
             deadline = time.monotonic() + GRACE_SECONDS
+            if failed < 0:
+                print(f"error: process {rank} was ended by signal {-failed}", file=sys.stderr, flush=True)
         try:
             time.sleep(0.1)
         except KeyboardInterrupt:  # the terminal told the processes too

@@ -156,6 +156,8 @@ def _first_of(store: Store, error: Exception) -> Exception:
         is_first = False
     if not is_first:
         return OtherRankError("another process failed first")
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        return RunError("another process ended without a word", fix="look for an out-of-memory kill on its machine")
     if isinstance(error, RegimenError) and current_ranks().rank > 0:
         error.args = (f"rank {current_ranks().rank}: {error}",)
     return error

@@ -46,6 +46,11 @@ class Sharding:
     cpu_offload: bool = False
 
     @property
+    def offloads(self) -> bool:
+        """Whether shards wait in the processor's memory; without a GPU they are there already."""
+        return self.cpu_offload and self.mesh.device_type != "cpu"
+
+    @property
     def tensor_parallel_size(self) -> int:
         """Processes that share each layer's products."""
         return self.mesh["tp"].size()
@@ -59,7 +64,7 @@ def shard_decoder(decoder: Any, sharding: Sharding) -> None:
     arguments: dict[str, Any] = {
         "mesh": sharding.mesh["dp"],
         "mp_policy": _precision(sharding.dtype),
-        "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if sharding.offloads else OffloadPolicy(),
         # The outermost weights too: between steps, only shards are there to be read, saved or replaced.
         "reshard_after_forward": True,
     }
