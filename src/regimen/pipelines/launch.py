@@ -7,6 +7,7 @@ are handed on. Refuses: more processes than GPUs, several machines (torchrun sta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,17 +86,14 @@ def _environment(rank: int, number: int, port: int) -> dict[str, str]:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     """The exit code of the first that failed, once all have ended."""
     failed, deadline = 0, float("inf")
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+    while True:
         codes = [process.poll() for process in processes]
         if not failed and any(codes):
             rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
             deadline = time.monotonic() + GRACE_SECONDS
             if failed < 0:
                 print(f"error: process {rank} was ended by signal {-failed}", file=sys.stderr, flush=True)
-        try:
+        if None not in codes or time.monotonic() > deadline:
+            return 128 - failed if failed < 0 else failed
+        with contextlib.suppress(KeyboardInterrupt):  # the terminal told the processes too
             time.sleep(0.1)
-        except KeyboardInterrupt:  # the terminal told the processes too
-            continue
-    codes = [code for process in processes if (code := process.poll())]
-    code = failed or (codes[0] if codes else 0)
-    return 128 - code if code < 0 else code

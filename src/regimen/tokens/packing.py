@@ -35,7 +35,7 @@ def micro_batches(
     Sequences of one pair are one unit and never split. Units are taken in lexicographic order, so that neighbours share
     the longest prefixes, and a unit is counted with the tokens it adds. Sequences without a trained token are left out:
     nothing of them would be computed. The normalisers default to those of all of `sequences`.
-    `num_shares` processes compute them: where the budget would give fewer forests, it is lowered for about as many.
+    `num_shares` processes compute them: where the budget would give fewer forests, it is lowered to give as many.
     """
     tokens_total, sequences_total = normalisers(sequences)
     tokens_total = tokens_total if valid_tokens is None else valid_tokens
@@ -69,12 +69,23 @@ def _groups(
         if len(arrays[row]):
             pair = sequences[row].pair
             units.setdefault(("pair", pair) if pair >= 0 else ("row", row), []).append(row)
-    if num_shares > 1:
-        together = _added([row for rows in units.values() for row in rows], arrays, None, share)
-        token_budget = min(token_budget, -(-together // num_shares))
+    every = list(units.values())
+    groups = _filled(every, arrays, token_budget, share)
+    low = 1
+    while len(groups) < num_shares and low < token_budget:  # the least budget that needs no more than one each
+        middle = (low + token_budget) // 2
+        fewer = _filled(every, arrays, middle, share)
+        if len(fewer) <= num_shares:
+            groups, token_budget = fewer, middle
+        else:
+            low = middle + 1
+    return groups
+
+
+def _filled(units: list[list[int]], arrays: Sequence[np.ndarray], token_budget: int, share: bool) -> list[list[int]]:
     groups: list[list[int]] = []
     size = 0
-    for rows in units.values():
+    for rows in units:
         added = _added(rows, arrays, groups[-1][-1] if groups else None, share)
         if not groups or size + added > token_budget:
             groups.append([])

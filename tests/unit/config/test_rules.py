@@ -167,3 +167,23 @@ def test_token_budgets():
     packed = sft("policy.sequence_packing.enabled=true", "policy.sequence_packing.train_mb_tokens=3000")
     assert (packed.policy.train_token_budget, packed.policy.logprob_token_budget) == (3000, 3000)
     assert sft("policy.train_micro_batch_tokens=500").policy.train_token_budget == 500
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["context_parallel_size=2", "expert_parallel_size=2", "dp_replicate_size=2", "custom_parallel_plan=my.plan"],
+)
+def test_ways_of_dividing_a_model_that_are_not_built_are_refused(override: str) -> None:
+    key = f"policy.dtensor_cfg.{override}"
+    with pytest.raises(ConfigError, match="is not implemented in this build") as caught:
+        sft("policy.dtensor_cfg.enabled=true", key)
+    assert str(caught.value).startswith(key.split("=")[0])
+    note = f"no effect here, as policy.dtensor_cfg.enabled is false: {key.split('=')[0]}"
+    assert note in sft(key).notes
+
+
+def test_sequence_parallel_alone_has_no_effect() -> None:
+    on = ["policy.dtensor_cfg.enabled=true", "policy.dtensor_cfg.sequence_parallel=true"]
+    assert any("policy.dtensor_cfg.sequence_parallel" in note for note in sft(*on).notes)
+    both = sft(*on, "policy.dtensor_cfg.tensor_parallel_size=2")
+    assert not any("dtensor_cfg" in note for note in both.notes)
