@@ -58,9 +58,7 @@ class Sharding:
 
 def shard_decoder(decoder: Any, sharding: Sharding) -> None:
     """Replace the parameters of `decoder`, a `ForestDecoder`, by this process's shards."""
-    model = decoder.causal_lm.model
-    if sharding.tensor_parallel_size > 1:
-        _split_tensors(model, decoder.causal_lm.config, sharding)
+    model, is_split = decoder.causal_lm.model, sharding.tensor_parallel_size > 1
     arguments: dict[str, Any] = {
         "mesh": sharding.mesh["dp"],
         "mp_policy": _precision(sharding.dtype),
@@ -68,8 +66,12 @@ def shard_decoder(decoder: Any, sharding: Sharding) -> None:
         # The outermost weights too: between steps, only shards are there to be read, saved or replaced.
         "reshard_after_forward": True,
     }
-    for layer in model.layers:
+    for index, layer in enumerate(model.layers):  # one at a time, so that a GPU never holds more whole than one
+        if is_split:
+            _split_layer(layer, decoder.causal_lm.config, sharding, f"layer {index} of a {type(model).__name__}")
         fully_shard(layer, **arguments)
+    if is_split and sharding.sequence:
+        _share_tokens(model, sharding.mesh["tp"])
     fully_shard(decoder, **arguments)
 
 
@@ -79,18 +81,19 @@ def _precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 
 
-def _split_tensors(model: Any, config: Any, sharding: Sharding) -> None:
+def _split_layer(layer: Any, config: Any, sharding: Sharding, where: str) -> None:
     mesh = sharding.mesh["tp"]
-    for index, layer in enumerate(model.layers):
-        _check_heads(layer, config, mesh.size())
-        plan = _layer_plan(layer, sharding, f"layer {index} of a {type(model).__name__}")
-        parallelize_module(layer, mesh, plan)
-    if sharding.sequence:
-        shares = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(_TOKENS))
-        parallelize_module(model.embed_tokens, mesh, shares)
-        parallelize_module(model.norm, mesh, SequenceParallel(use_local_output=True))
-        whole = PrepareModuleOutput(output_layouts=Shard(_TOKENS), desired_output_layouts=Replicate())
-        parallelize_module(model.norm, mesh, whole)
+    _check_heads(layer, config, mesh.size())
+    parallelize_module(layer, mesh, _layer_plan(layer, sharding, where))
+
+
+def _share_tokens(model: Any, mesh: DeviceMesh) -> None:
+    """Divide the tokens behind the embedding, gather them behind the last norm."""
+    share = PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(_TOKENS))
+    whole = PrepareModuleOutput(output_layouts=Shard(_TOKENS), desired_output_layouts=Replicate())
+    parallelize_module(model.embed_tokens, mesh, share)
+    parallelize_module(model.norm, mesh, SequenceParallel(use_local_output=True))
+    parallelize_module(model.norm, mesh, whole)
 
 
 def _layer_plan(layer: Any, sharding: Sharding, where: str) -> dict[str, ParallelStyle]:

@@ -20,7 +20,7 @@ from regimen.policy.ranks import connected
 from regimen.tokens.forest import TrainingSequence, build_forest
 
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "many_processes.py"
-TIMEOUT = 240
+TIMEOUT = 300
 
 
 def _module() -> ModuleType:
