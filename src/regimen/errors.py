@@ -14,6 +14,7 @@ RegimenError                   a message a person can act on: what, where, expec
     ├── GymError               an environment, a tool or a verifier failed
     ├── EndpointError          a server that was asked did not answer, or not as it should
     └── RunError               a run folder cannot be written or resumed
+        └── OtherRankError     another process of the run failed first, and says why
 """
 
 from __future__ import annotations
@@ -126,3 +127,7 @@ class EndpointError(WorkError):
 
 class RunError(WorkError):
     """A run folder cannot be written or resumed."""
+
+
+class OtherRankError(RunError):
+    """Another process of the run failed first, and says why; this one only ends."""

@@ -19,6 +19,7 @@ PARTS: dict[str, dict[str, str]] = {
     },
     "policy": {
         "local": "regimen.policy.local:LocalPolicy",
+        "dtensor": "regimen.policy.dtensor:DTensorPolicy",
     },
     "generation": {
         "transformers": "regimen.generation.transformers:TransformersGeneration",

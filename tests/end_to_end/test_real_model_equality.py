@@ -99,7 +99,8 @@ def test_forest_equals_padded(folder: Path, renderer: Any, name: str) -> None:
     import torch
 
     from regimen.models import load_model
-    from regimen.policy.local import LocalPolicy, LocalPolicyOptions, supervision
+    from regimen.policy.decoder import supervision
+    from regimen.policy.local import LocalPolicy, LocalPolicyOptions
     from regimen.tokens.forest import build_forest
     from regimen.tokens.packing import micro_batches
 

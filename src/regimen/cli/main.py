@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from regimen.errors import RegimenError, UsageError
+from regimen.errors import OtherRankError, RegimenError, UsageError
 
 # Threads that spin long while they wait make two busy processes on two cores many times slower, threads that do not
 # spin at all make one process half as fast. Read when torch is loaded.
@@ -135,8 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_stdout()
         return BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort) as interrupt:
-        _complain(f"interrupted: {str(interrupt) or _kept(words)}")
+        if os.environ.get("RANK", "0") == "0":  # of many processes, one says it
+            _complain(f"interrupted: {str(interrupt) or _kept(words)}")
         return INTERRUPTED
+    except OtherRankError as error:  # which said why
+        return error.exit_code
     except Exception as error:  # the boundary: every failure ends as one line and an exit code
         if debug:
             traceback.print_exc()
@@ -150,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        with command.make_context("regimen", words) as context:
+        with command.make_context("regimen", words, obj=words) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code

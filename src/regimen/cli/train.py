@@ -1,12 +1,17 @@
 """`regimen train`: SFT, DPO or GRPO from one configuration.
 
 In: a configuration file or the name of a shipped one, and `key=value` overrides. Out: a run folder, and its summary.
+With `policy.dtensor_cfg.enabled` it is many processes: those of torchrun, or those that this command starts.
 Refuses what the configuration's loader and the pipeline refuse.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, cast
 
 import typer
 
@@ -16,6 +21,7 @@ INTERRUPTED = 130
 
 
 def train(
+    context: typer.Context,
     config: Annotated[
         str, typer.Argument(help="Configuration file, or the name of a shipped one.", show_default=False)
     ],
@@ -42,20 +48,34 @@ def train(
 ) -> None:
     """Train a model by SFT, DPO or GRPO."""
     from regimen.config.load import load_train_config
-    from regimen.pipelines.train import train as run_training
+    from regimen.pipelines.launch import launch, processes_to_start
 
     given = [*(overrides or ()), *(["run.deterministic=true"] if deterministic else [])]
     given += [] if stage_timeout is None else [f"run.stage_timeout={stage_timeout}"]
     loaded = load_train_config(config, given)
-    print_notes(loaded.notes)
-    with shown_progress() as report:
+    is_first = os.environ.get("RANK", "0") == "0"
+    number = processes_to_start(loaded)
+    if number > 1:
+        raise typer.Exit(launch(cast("list[str]", context.obj), number))
+    from regimen.pipelines.train import train as run_training
+
+    if is_first:
+        print_notes(loaded.notes)
+    with contextlib.nullcontext() if is_first else _silence(), shown_progress() as report:
         result = run_training(
             loaded, resume=resume, allow_changed=allow_changed, show_batch=show_batch, progress=report
         )
-    if not show_batch:
+    if not show_batch and is_first:
         typer.echo(str(result))
     if result.stopped:
         raise typer.Exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _silence() -> Generator[None]:
+    """Standard output to nowhere: of many processes the first one alone prints."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def print_notes(notes: list[str]) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 
 from regimen.config.rules_grpo import check_grpo
+from regimen.config.rules_processes import check_processes
 from regimen.config.schema import DatasetConfig, DPOConfig, TrainConfig
 from regimen.config.schema_data import KEYS_OF
 from regimen.config.schema_loops import CollectConfig, EvaluateConfig, IterateConfig, PlayConfig
@@ -42,8 +43,7 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
             "run.deterministic costs speed: kernels that give the same bits each time"
             + (", and episodes are played one at a time" if config.grpo is not None else "")
         )
-    if config.cluster.num_nodes > 1 or config.cluster.gpus_per_node > 1:
-        layers.notes.append("no effect here, as the local policy is one process: cluster")
+    check_processes(config, layers)
 
 
 def check_play(config: PlayConfig, prefix: str = "") -> None:

@@ -29,6 +29,7 @@ from regimen.config.schema_loops import (
     PlayConfig,
 )
 from regimen.config.schema_policy import (
+    DTensorConfig,
     GenerationConfig,
     OptimizerConfig,
     PolicyConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "ClusterConfig",
     "CollectConfig",
     "DPOConfig",
+    "DTensorConfig",
     "DataConfig",
     "DatasetConfig",
     "EnvironmentConfig",
@@ -131,10 +133,11 @@ class LoggerConfig(Section):
 
 
 class ClusterConfig(Section):
-    """The machines. The local policy uses one process."""
+    """The machines. Only `policy.dtensor_cfg` uses more than one process."""
 
     gpus_per_node: int = Field(default=1, ge=0)
     num_nodes: int = Field(default=1, ge=1)
+    num_processes: int | None = Field(default=None, ge=1)  # ours; None: one for each GPU, one where there is none
 
 
 class TrainConfig(Noted):

@@ -71,6 +71,22 @@ class GenerationConfig(SamplingConfig):
     val_top_k: int | None = Field(default=None, ge=1)
 
 
+class DTensorConfig(Section):
+    """`policy.dtensor_cfg`: many processes that share the weights (FSDP2) and the products in each layer (`tensor_`).
+
+    The sizes that this build does not divide by are refused when they are not 1.
+    """
+
+    enabled: bool = False
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    sequence_parallel: bool = False
+    context_parallel_size: int = Field(default=1, ge=1)
+    expert_parallel_size: int | None = Field(default=None, ge=1)
+    dp_replicate_size: int | None = Field(default=None, ge=1)
+    cpu_offload: bool = False
+    custom_parallel_plan: str | None = None
+
+
 class PolicyConfig(Section):
     """The model and how it is trained."""
 
@@ -87,6 +103,7 @@ class PolicyConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: list[dict[str, Any]] | None = None
     activation_checkpointing: bool = False  # ours; NeMo RL's policy.dtensor_cfg.activation_checkpointing becomes this
+    dtensor_cfg: DTensorConfig = DTensorConfig()
     sequence_packing: TokenBudgetConfig = TokenBudgetConfig()
     dynamic_batching: TokenBudgetConfig = TokenBudgetConfig()
     generation: GenerationConfig | None = None

@@ -26,6 +26,7 @@ from regimen.gym.store import Pair, Store, check_output, pair_of
 __all__ = [
     "Collection",
     "Player",
+    "check_failures",
     "check_output",
     "collect_episodes",
     "collect_rollouts",
@@ -207,21 +208,28 @@ class _Recorder:
         self.judge(final=False)
 
     def judge(self, *, final: bool) -> None:
-        """Raise `GymError` when too many episodes failed; at the end also when all of a few did."""
-        failures = self.collection.failures
-        enough = self.num_played >= MIN_EPISODES
-        too_many = enough and len(failures) > self.max_failure_rate * self.num_played
-        all_of_few = final and not enough and bool(failures) and len(failures) == self.num_played
-        if not too_many and not (all_of_few and self.max_failure_rate < 1):
-            return
-        last = failures[-1]
-        raise GymError(
-            f"{len(failures)} of {self.num_played} episodes failed, the last with {last['_ng_failure_class']}: "
-            f"{last['_ng_failure_type']}: {last['_ng_failure_message']}",
-            where=str(self.store.files.failures) if self.store else None,
-            expected=f"at most {self.max_failure_rate:.0%}",
-            fix="mend the cause, then collect again with resume",
-        )
+        """See `check_failures`."""
+        where = str(self.store.files.failures) if self.store else None
+        check_failures(self.collection.failures, self.num_played, self.max_failure_rate, final=final, where=where)
+
+
+def check_failures(
+    failures: list[Row], num_played: int, max_failure_rate: float, *, final: bool, where: str | None
+) -> None:
+    """Raise `GymError` when too many episodes failed; at the end also when all of a few did."""
+    enough = num_played >= MIN_EPISODES
+    too_many = enough and len(failures) > max_failure_rate * num_played
+    all_of_few = final and not enough and bool(failures) and len(failures) == num_played
+    if not too_many and not (all_of_few and max_failure_rate < 1):
+        return
+    last = failures[-1]
+    raise GymError(
+        f"{len(failures)} of {num_played} episodes failed, the last with {last['_ng_failure_class']}: "
+        f"{last['_ng_failure_type']}: {last['_ng_failure_message']}",
+        where=where,
+        expected=f"at most {max_failure_rate:.0%}",
+        fix="mend the cause, then collect again with resume",
+    )
 
 
 def identity_of(

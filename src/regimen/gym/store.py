@@ -108,6 +108,24 @@ class Store:
         _write_json(self.files.metrics, entries)
 
 
+def write_whole(
+    output: Path,
+    rows: Sequence[Row],
+    failures: Sequence[Row],
+    tasks: Sequence[Task],
+    num_repeats: int,
+    environment: str,
+) -> None:
+    """The files that a `Store` writes as it goes, of a collection that is whole; existing ones are replaced."""
+    files = files_of(output)
+    pairs = sorted(((task.index, repeat, task) for task in tasks for repeat in range(num_repeats)), key=lambda p: p[:2])
+    materialized = [materialized_row(task.row, index, repeat, environment) for index, repeat, task in pairs]
+    write_rows_atomically(files.tasks, materialized, overwrite=True)
+    write_rows_atomically(files.failures, failures, overwrite=True)
+    write_rows_atomically(files.rollouts, rows, overwrite=True)
+    _write_json(files.metrics, aggregate_metrics(rows, environment, len(failures)))
+
+
 def _write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

@@ -22,11 +22,13 @@ from regimen.config.schema import TrainConfig
 from regimen.errors import RunError
 from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits
-from regimen.gym.collect import Collection, collect_rollouts
+from regimen.gym.collect import MAX_FAILURE_RATE, Collection, collect_rollouts
 from regimen.gym.environment import Environment, Task
 from regimen.pipelines.batch import Batch
 from regimen.pipelines.datasets import Dataset
+from regimen.pipelines.processes import pooled
 from regimen.pipelines.scoring import dropped_episodes, score_episodes, varied_tasks, with_tokens
+from regimen.policy.ranks import current_ranks
 from regimen.tokens.forest import normalisers
 from regimen.tokens.template import Renderer
 
@@ -104,10 +106,26 @@ class Player:
     on_episode: Callable[[], None] = field(default=lambda: None)  # hears of each episode that ends
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
-        """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
-        return asyncio.run(self._play(tasks, repeats, seed, step, output))
+        """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training.
 
-    async def _play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
+        Of many processes each plays its share; all get the episodes of all, and the first writes them.
+        """
+        ranks = current_ranks()
+        if ranks.size == 1:
+            return asyncio.run(self._play(tasks, repeats, seed, step, output))
+        share = tasks[ranks.rank :: ranks.size]
+        played = asyncio.run(self._play(share, repeats, seed, step, None, max_failure_rate=1.0))
+        return pooled(played, ranks, tasks, repeats, self.environment.name, output)
+
+    async def _play(
+        self,
+        tasks: list[Task],
+        repeats: int,
+        seed: int,
+        step: int,
+        output: Path | None,
+        max_failure_rate: float = MAX_FAILURE_RATE,
+    ) -> Collection:
         played = await collect_rollouts(
             tasks,
             repeats,
@@ -123,6 +141,7 @@ class Player:
             overwrite=True,
             on_row=lambda _: self.on_episode(),
             model_name=self.model_name,
+            max_failure_rate=max_failure_rate,
         )
         await self.generation.release()
         return played

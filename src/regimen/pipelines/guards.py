@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,23 @@ from regimen.policy.checkpoint import save_tensors
 from regimen.policy.durable import rename_durably, sync_folder
 from regimen.tokens.forest import Forest, TrainingSequence
 from regimen.tokens.template import Renderer
+
+WITHOUT_VARIANCE = "steps_without_variance"
+
+
+def steps_without_variance(metrics: Mapping[str, float], latest: Mapping[str, float]) -> float:
+    """For how many steps, this one included, no group's rewards differed. A metric, so that it outlives a kill."""
+    return 0.0 if metrics["groups_with_variance"] else latest.get(f"train/{WITHOUT_VARIANCE}", 0.0) + 1
+
+
+def nothing_to_learn(limit: int, step: int) -> RunError:
+    """The error of a run whose rewards tell nothing apart."""
+    return RunError(
+        f"in no group did the rewards differ for {limit} steps in succession: there is nothing to learn",
+        where=f"step {step}",
+        fix="choose tasks that the model solves sometimes, raise grpo.num_generations_per_prompt or the "
+        "temperature, or set grpo.max_steps_without_variance=null",
+    )
 
 
 def check_balance(counted: float, expected: float, what: str) -> None:

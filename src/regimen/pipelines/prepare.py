@@ -31,6 +31,7 @@ from regimen.pipelines.models import check_length, resolve_model
 from regimen.pipelines.reference_cache import ReferenceCache
 from regimen.pipelines.tasks import environment_of, tasks_of_dataset
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
+from regimen.policy.ranks import current_ranks
 from regimen.registry import resolve
 from regimen.tokens.forest import TrainingSequence
 from regimen.tokens.packing import micro_batches
@@ -148,7 +149,7 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
     sequences = [sequence for example in examples for sequence in example.sequences]
     cache = ReferenceCache.of(config, renderer, sequences) if config.dpo.cache_reference_logprobs else None
     values = None if cache is None else cache.load()
-    if values is None:
+    if values is None or not all(current_ranks().gather(values is not None)):  # computed by all processes or by none
         reference = load_policy(config, train=False)
         # Each by itself: pairs are numbered anew in each data set, and nothing here compares their sides.
         alone = [replace(sequence, pair=-1) for sequence in sequences]
@@ -162,7 +163,7 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
 
 def logprobs_of(policy: LocalPolicy, sequences: Sequence[TrainingSequence], budget: int) -> list[np.ndarray]:
     """Log-probabilities of each sequence's trained tokens, `[num_trained]` float32, in the order of `sequences`."""
-    forests = micro_batches(sequences, budget)
+    forests = micro_batches(sequences, budget, num_shares=policy.num_shares)
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
     for forest, values in zip(forests, policy.logprobs(forests), strict=True):
         for place, row in enumerate(forest.row.tolist()):
@@ -178,7 +179,7 @@ def _row_validation(config: TrainConfig, algorithm: Algorithm, held_out: Dataset
 
     def validate(policy: LocalPolicy, _: int) -> dict[str, float]:
         batch = batches.of_rows(list(range(int(count))))
-        forests = micro_batches(batch.sequences, config.policy.logprob_token_budget)
+        forests = micro_batches(batch.sequences, config.policy.logprob_token_budget, num_shares=policy.num_shares)
         result = policy.evaluate(forests, algorithm.loss)
         return {**result.metrics, "loss": result.loss, "num_rows": float(count)}
 
@@ -189,18 +190,26 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
     """The configured model as a policy; not `train`: for reading only."""
     policy = config.policy
     temperature = policy.generation.temperature if policy.generation is not None and config.grpo is not None else 1.0
-    options = LocalPolicyOptions(
-        precision=policy.precision,
-        temperature=temperature or 1.0,
-        max_grad_norm=policy.max_grad_norm,
-        optimizer=policy.optimizer.name,
-        optimizer_kwargs=policy.optimizer.kwargs,
-        schedule=policy.scheduler,
-        activation_checkpointing=policy.activation_checkpointing,
-        trust_remote_code=policy.trust_remote_code,
-        train=train,
-    )
-    return resolve("policy", "local").load(resolve_model(policy.model_name), options)
+    settings: dict[str, Any] = {
+        "precision": policy.precision,
+        "temperature": temperature or 1.0,
+        "max_grad_norm": policy.max_grad_norm,
+        "optimizer": policy.optimizer.name,
+        "optimizer_kwargs": policy.optimizer.kwargs,
+        "schedule": policy.scheduler,
+        "activation_checkpointing": policy.activation_checkpointing,
+        "trust_remote_code": policy.trust_remote_code,
+        "train": train,
+    }
+    model, parallel = resolve_model(policy.model_name), policy.dtensor_cfg
+    if not parallel.enabled:
+        return resolve("policy", "local").load(model, LocalPolicyOptions(**settings))
+    from regimen.policy.dtensor import DTensorPolicyOptions  # a second of imports that one process does without
+
+    settings["tensor_parallel_size"] = parallel.tensor_parallel_size
+    settings["sequence_parallel"] = parallel.sequence_parallel and parallel.tensor_parallel_size > 1
+    settings["cpu_offload"] = parallel.cpu_offload
+    return resolve("policy", "dtensor").load(model, DTensorPolicyOptions(**settings))
 
 
 def _with_episodes(

@@ -6,6 +6,7 @@
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
     samples.jsonl    a few episodes of each validation     failures/        a batch, or stacks, that stopped the run
     step_N/          a Hugging Face model folder with training_info.json; the latest also with its training state
+                      (and training_state/, where many processes trained)
     model/           the model to use: the best by the configured metric, else the last
 
 A checkpoint appears whole or not at all, and is on the disk when it does. Refuses: a fresh run into the folder of
@@ -44,6 +45,7 @@ from regimen.policy.durable import rename_durably, sync_folder
 
 INFO_FILE = "training_info.json"
 STATE_FILE = "training_state.safetensors"
+SHARDS_FOLDER = "training_state"  # what many processes hold, each its own
 _PACKAGES = ("regimen-rl", "torch", "transformers", "numpy", "msgspec", "pydantic")
 
 
@@ -133,6 +135,10 @@ class RunFolder:
             fix="train with checkpointing.save_optimizer=true to be able to resume",
         )
 
+    def unfinished(self, step: int) -> Path:
+        """Where the checkpoint of `step` is written until it is whole."""
+        return self.path / f".step_{step}.tmp"
+
     def save(
         self,
         step: int,
@@ -147,7 +153,7 @@ class RunFolder:
         The best `keep` by `info["metric"]` and the latest stay; only the latest keeps its training state.
         """
         final = self.path / f"step_{step}"
-        temporary = self.path / f".step_{step}.tmp"
+        temporary = self.unfinished(step)
         shutil.rmtree(temporary, ignore_errors=True)
         write(temporary)
         text = json.dumps({"step": step, **info}, indent=2) + "\n"
@@ -158,6 +164,7 @@ class RunFolder:
         self.checkpoint = final
         for path in checkpoints(self.path)[:-1]:
             (path / STATE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(path / SHARDS_FOLDER, ignore_errors=True)
         for path in self._superfluous(keep, higher_is_better):
             remove_folder(path)
         return final
@@ -231,7 +238,10 @@ def publish_model(checkpoint: Path, destination: Path) -> None:
     temporary = destination.with_name(f".{destination.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(
-        checkpoint, temporary, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(STATE_FILE, INFO_FILE)
+        checkpoint,
+        temporary,
+        copy_function=_link_or_copy,
+        ignore=shutil.ignore_patterns(STATE_FILE, SHARDS_FOLDER, INFO_FILE),
     )
     sync_folder(temporary)
     remove_folder(destination)
@@ -293,7 +303,8 @@ def listening_for_stop() -> Generator[StopSignal]:
 
     def stop(*_: object) -> None:
         flag.received = True
-        print("SIGTERM: finishing this step, then saving a checkpoint", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print("SIGTERM: finishing this step, then saving a checkpoint", file=sys.stderr, flush=True)
 
     try:
         before = signal.signal(signal.SIGTERM, stop)

@@ -2,7 +2,7 @@
 
 In: what stands after a step. Out: checkpoints in the run folder. With `checkpointing.is_async` a copy of weights and
 state is written by one thread, one checkpoint after the other; a write that fails stops the run at its next step, with
-the reason. Refuses nothing of its own.
+the reason. Many processes write together, the first one what all have in common. Refuses nothing of its own.
 """
 
 from __future__ import annotations
@@ -13,21 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from regimen.config.schema import CheckpointingConfig
-from regimen.pipelines.run import STATE_FILE, RunFolder
+from regimen.pipelines.processes import write_together
+from regimen.pipelines.run import SHARDS_FOLDER, STATE_FILE, RunFolder
 from regimen.policy.base import Policy
 from regimen.policy.checkpoint import copied, save_state
 from regimen.policy.randomness import random_state
+from regimen.policy.ranks import Ranks
 from regimen.tokens.template import Renderer
 
 
 class Checkpointer:
     """`saved_step` is the last step whose checkpoint was begun."""
 
-    def __init__(self, settings: CheckpointingConfig, run: RunFolder, policy: Policy, renderer: Renderer) -> None:
+    def __init__(
+        self,
+        settings: CheckpointingConfig,
+        run: RunFolder,
+        policy: Policy,
+        renderer: Renderer,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.settings, self.run, self.policy, self.renderer = settings, run, policy, renderer
+        self.ranks = ranks or Ranks()
         self.saved_step = run.start_step
         self._thread = ThreadPoolExecutor(1, "regimen-checkpoint") if settings.is_async else None
-        self._pending: Future[Path] | None = None
+        self._pending: Future[None] | None = None
 
     def save(self, step: int, info: dict[str, Any], *, with_state: bool) -> None:
         """Write the checkpoint of `step`; `info` goes into training_info.json, its ledger and metrics are restored."""
@@ -55,9 +65,18 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
-    def _write(self, step: int, write: Callable[[Path], None], info: dict[str, Any]) -> Path:
+    def _write(self, step: int, write: Callable[[Path], None], info: dict[str, Any]) -> None:
         settings = self.settings
-        return self.run.save(step, write, info, keep=settings.keep_top_k, higher_is_better=settings.higher_is_better)
+        if not self.ranks.is_first:
+            write_together(write, self.run.unfinished(step), self.ranks)
+            return
+        self.run.save(
+            step,
+            lambda folder: write_together(write, folder, self.ranks),
+            info,
+            keep=settings.keep_top_k,
+            higher_is_better=settings.higher_is_better,
+        )
 
     def _writer(self, info: dict[str, Any], with_state: bool) -> Callable[[Path], None]:
         """A function that writes what stands now; for a thread, from copies."""
@@ -71,8 +90,11 @@ class Checkpointer:
 
         def write(folder: Path) -> None:
             write_weights(folder)
-            self.renderer.save(folder)
             if state is not None:
-                save_state(state, folder / STATE_FILE)
+                self.policy.save_shards(folder / SHARDS_FOLDER)
+            if self.ranks.is_first:
+                self.renderer.save(folder)
+                if state is not None:
+                    save_state(state, folder / STATE_FILE)
 
         return write

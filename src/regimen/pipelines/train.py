@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -25,9 +24,27 @@ from regimen.config.load import dump
 from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError, NonFiniteError, RunError
 from regimen.pipelines.batch import Batch, with_previous, with_reference
-from regimen.pipelines.guards import check_forests, check_weights, keep_failed_batch
+from regimen.pipelines.guards import (
+    WITHOUT_VARIANCE,
+    check_forests,
+    check_weights,
+    keep_failed_batch,
+    nothing_to_learn,
+    steps_without_variance,
+)
 from regimen.pipelines.prepare import Prepared, logprobs_of, prepare
-from regimen.pipelines.run import INFO_FILE, STATE_FILE, RunFolder, listening_for_stop, publish_model, write_text
+from regimen.pipelines.processes import joined
+from regimen.pipelines.result import TrainResult
+from regimen.pipelines.run import (
+    INFO_FILE,
+    SHARDS_FOLDER,
+    STATE_FILE,
+    RunFolder,
+    StopSignal,
+    listening_for_stop,
+    publish_model,
+    write_text,
+)
 from regimen.pipelines.samples import samples_of
 from regimen.pipelines.saving import Checkpointer
 from regimen.pipelines.show import show_first_batch
@@ -48,6 +65,7 @@ from regimen.pipelines.watchdog import Watchdog
 from regimen.policy.base import LossOutput, StepResult, Supervision
 from regimen.policy.checkpoint import load_state
 from regimen.policy.randomness import deterministic_kernels, restore_random_state, seed_everything
+from regimen.policy.ranks import Ranks
 from regimen.tokens.forest import Forest, TrainingSequence
 from regimen.tokens.packing import micro_batches
 from regimen.tracking.base import TrackerGroup
@@ -55,31 +73,6 @@ from regimen.tracking.base import TrackerGroup
 Progress = Callable[..., None]
 # The name under which users know each validation's figure, and ours.
 KNOWN_METRIC = {"rows": ("val_loss", "loss"), "pairs": ("val_loss", "loss"), "episodes": ("accuracy", "reward")}
-
-
-@dataclass(slots=True)
-class TrainResult:
-    """What a run left: its folder, the model to use, the steps done, the last metrics, the ledger of the whole run."""
-
-    folder: Path
-    model: Path | None
-    num_steps: int
-    metrics: dict[str, float]
-    ledger: dict[str, int]
-    stopped: bool = False
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        state = "stopped by a signal; continue with --resume" if self.stopped else "done"
-        figures = ", ".join(
-            f"{name} {self.metrics[name]:.4g}"
-            for name in ("train/loss", "train/reward", "validation/loss", "validation/reward")
-            if name in self.metrics
-        )
-        ledger = ", ".join(f"{count} {name}" for name, count in sorted(self.ledger.items()))
-        lines = [f"{state}: {self.num_steps} steps in {self.seconds:.0f} s; {figures}", f"rows: {ledger or 'none'}"]
-        return "\n".join([*lines, f"model: {self.model}" if self.model else f"folder: {self.folder}"])
 
 
 def train(
@@ -97,23 +90,34 @@ def train(
     sampler and the policy disagree, `RunError` for a stage that hangs.
     """
     seed_everything(config.seed)
-    with deterministic_kernels(config.run.deterministic):
+    with joined(config) as ranks, deterministic_kernels(config.run.deterministic):
         if show_batch:
             return _show(config)
         folder = Path(config.checkpointing.checkpoint_dir)
         run = RunFolder(folder, dump(config), resume=resume, allow_changed=allow_changed)
         prepared = prepare(config, folder, for_training=True)
         run.check_rendering(prepared.renderer.fingerprint, prepared.renderer.template_fingerprint)
-        run.open()
-        for change in run.changes:
-            print(f"note: changed since the run was begun: {change}", file=sys.stderr, flush=True)
-        if prepared.data:
-            write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
-        with Watchdog(run.path / "failures", config.run.stage_timeout) as watchdog:
+        ranks.wait()  # every process has looked at the folder as it was
+        if ranks.is_first:
+            _open(run, prepared)
+        with Watchdog(_failures_of(run, ranks), config.run.stage_timeout) as watchdog:
             try:
-                return _Trainer(config, run, prepared, progress or _silent, watchdog).run_all()
+                return _Trainer(config, run, prepared, ranks, progress or _silent, watchdog).run_all()
             finally:
                 prepared.close()
+
+
+def _open(run: RunFolder, prepared: Prepared) -> None:
+    run.open()
+    for change in run.changes:
+        print(f"note: changed since the run was begun: {change}", file=sys.stderr, flush=True)
+    if prepared.data:
+        write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
+
+
+def _failures_of(run: RunFolder, ranks: Ranks) -> Path:
+    """Where a process leaves what stopped the run: each its own."""
+    return run.path / "failures" / ("" if ranks.is_first else f"rank_{ranks.rank}")
 
 
 def _show(config: TrainConfig) -> TrainResult:
@@ -135,9 +139,16 @@ class _Trainer:
     """One run: the loop and what it counts."""
 
     def __init__(
-        self, config: TrainConfig, run: RunFolder, prepared: Prepared, progress: Progress, watchdog: Watchdog
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        prepared: Prepared,
+        ranks: Ranks,
+        progress: Progress,
+        watchdog: Watchdog,
     ) -> None:
-        self.config, self.run, self.prepared, self.progress = config, run, prepared, progress
+        self.config, self.run, self.prepared, self.ranks = config, run, prepared, ranks
+        self.progress = progress if ranks.is_first else _silent
         self.algorithm: Algorithm = prepared.algorithm
         self.policy = prepared.policy
         self.agreement = Agreement(config.policy.precision)
@@ -148,7 +159,7 @@ class _Trainer:
         self.done = run.start_step
         self.tokens_per_second = 0.0
         self.stages = Stages(watchdog, self._show_stage)
-        self.saver = Checkpointer(config.checkpointing, run, self.policy, prepared.renderer)
+        self.saver = Checkpointer(config.checkpointing, run, self.policy, prepared.renderer, ranks)
         if prepared.player is not None:
             prepared.player.on_episode = watchdog.beat
 
@@ -158,17 +169,19 @@ class _Trainer:
         total = self.prepared.source.total_steps
         start = self._restore()
         first = start + 1 if start else 0  # a run without a checkpoint validates at its start again
-        tracker = open_run_trackers(self.config, self.run.path, first if self.run.resume else None)
+        tracker = TrackerGroup([])
+        if self.ranks.is_first:
+            tracker = open_run_trackers(self.config, self.run.path, first if self.run.resume else None)
         step = start
         try:
             with listening_for_stop() as stop:
                 if start == 0 and self.config.training.val_at_start:
                     self._validate(0, tracker)
-                while step < total and not stop.received:
+                while step < total and not self._stops(stop):
                     self._step(step, tracker)
                     step += 1
                     self.done = step
-                    self._after(step, total, tracker, stopping=stop.received)
+                    self._after(step, total, tracker, stopping=self._stops(stop))
                     self.progress(f"train {self.algorithm.name}", step, total, self._note())
                 if step > self.saver.saved_step and self.config.checkpointing.enabled:  # stopped while validating
                     self._save(step, with_state=True)
@@ -192,6 +205,10 @@ class _Trainer:
         note = ", ".join(filter(None, (stage, self._note())))
         self.progress(f"train {self.algorithm.name}", self.done, self.prepared.source.total_steps, note)
 
+    def _stops(self, stop: StopSignal) -> bool:
+        """Whether any process was told to stop: all stop after the same step."""
+        return any(self.ranks.gather(stop.received))
+
     def _restore(self) -> int:
         checkpoint = self.run.checkpoint
         if checkpoint is None:
@@ -203,6 +220,7 @@ class _Trainer:
             self.ledger, self.latest = Counter(info["ledger"]), dict(info["metrics"])
             return self.run.start_step
         state = load_state(checkpoint / STATE_FILE)
+        self.policy.load_shards(checkpoint / SHARDS_FOLDER)
         self.policy.load_state(state["policy"])
         self.ledger = Counter(state["ledger"])
         self.latest = dict(state["metrics"])
@@ -224,7 +242,8 @@ class _Trainer:
         else:
             raise RunError("the batch holds nothing to train", where=f"step {step + 1}", fix="look at --show-batch")
         self._hand_over(step + 1)
-        metrics |= self._without_variance(metrics)
+        if self.config.grpo is not None:
+            metrics[WITHOUT_VARIANCE] = steps_without_variance(metrics, self.latest)
         num_tokens = sum(len(sequence.ids) for sequence in batch.sequences)
         self._log(step + 1, {**metrics, "total_num_tokens": float(num_tokens)}, "train", tracker)
         seconds = self.stages.take()
@@ -234,27 +253,15 @@ class _Trainer:
         tracker.log(step + 1, {**seconds, "total_step_time": sum(seconds.values())}, "timing/train")
         self._check_variance(step + 1)
 
-    def _without_variance(self, metrics: dict[str, float]) -> dict[str, float]:
-        """For how many steps, this one included, no group's rewards differed. A metric, so that it outlives a kill."""
-        if self.config.grpo is None:
-            return {}
-        before = self.latest.get("train/steps_without_variance", 0.0)
-        return {"steps_without_variance": 0.0 if metrics["groups_with_variance"] else before + 1}
-
     def _check_variance(self, step: int) -> None:
         """Stop a run in which there is nothing to learn, with its weights saved."""
         limit = self.config.grpo.max_steps_without_variance if self.config.grpo is not None else None
-        if limit is None or self.latest["train/steps_without_variance"] < limit:
+        if limit is None or self.latest[f"train/{WITHOUT_VARIANCE}"] < limit:
             return
         if self.config.checkpointing.enabled:
             self._save(step, with_state=True)
             self.saver.wait()
-        raise RunError(
-            f"in no group did the rewards differ for {limit} steps in succession: there is nothing to learn",
-            where=f"step {step}",
-            fix="choose tasks that the model solves sometimes, raise grpo.num_generations_per_prompt or the "
-            "temperature, or set grpo.max_steps_without_variance=null",
-        )
+        raise nothing_to_learn(limit, step)
 
     def _update(self, batch: Batch, step: int) -> dict[str, float]:
         """One optimiser step, or several where the batch is divided."""
@@ -275,6 +282,7 @@ class _Trainer:
                 self.config.policy.train_token_budget,
                 valid_tokens=update.valid_tokens,
                 valid_sequences=update.valid_sequences,
+                num_shares=self.policy.num_shares,
             )
             check_forests(forests, rows)
             if self.algorithm.batches != "episodes":  # of episodes, those without an advantage are left out
@@ -285,7 +293,7 @@ class _Trainer:
             try:
                 steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
             except NonFiniteError as error:
-                place = self.run.path / "failures" / f"step_{step}"
+                place = _failures_of(self.run, self.ranks) / f"step_{step}"
                 raise keep_failed_batch(error, place, step, self.policy, forests, self.prepared.renderer) from error
         figures = step_figures(steps)
         self.losses.append(figures["loss"])
@@ -313,6 +321,7 @@ class _Trainer:
         """Whether sampler and policy agree; they need not where the episodes were played with earlier weights."""
         if self.algorithm.batches != "episodes":
             return {}
+        self.agreement.pool(self.ranks)
         return self.agreement.figures() if batch.age else self.agreement.check()
 
     def _hand_over(self, version: int) -> None:
@@ -388,7 +397,7 @@ class _Trainer:
         return self.latest.get(f"validation/{wanted[1]}") if self.last_validated == step else None
 
     def _publish(self, finished: bool) -> Path | None:
-        if not finished or not self.config.checkpointing.enabled:
+        if not finished or not self.config.checkpointing.enabled or not self.ranks.is_first:
             return None
         best = self.run.best(higher_is_better=self.config.checkpointing.higher_is_better)
         if best is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from regimen.errors import GenerationError
 from regimen.policy.base import StepResult
+from regimen.policy.ranks import Ranks
 from regimen.tokens.forest import Forest
 
 
@@ -33,6 +34,12 @@ class Agreement:
         self.total += float(absolute.sum())
         self.count += absolute.size
         self.largest = float(np.maximum(self.largest, absolute.max(initial=0.0)))  # NaN stays NaN, unlike with max
+
+    def pool(self, ranks: Ranks) -> None:
+        """Take what every process saw, so that all judge alike."""
+        parts = ranks.gather([self.total, self.count, self.largest])
+        self.total, self.count = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        self.largest = float(np.max([part[2] for part in parts]))
 
     def figures(self) -> dict[str, float]:
         """The step's figures."""

@@ -66,7 +66,15 @@ class StepResult:
 
 
 class Policy(Protocol):
-    """Log-probabilities, gradient steps, weights, checkpoints."""
+    """Log-probabilities, gradient steps, weights, checkpoints.
+
+    Where a policy is many processes, each makes the same calls with the same arguments and gets the same results.
+    """
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many shares the forests of a batch are divided; fewer forests leave processes idle."""
+        ...
 
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""
@@ -109,4 +117,12 @@ class Policy(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
+        ...
+
+    def save_shards(self, folder: Path) -> None:
+        """Write what no single process holds into a folder of its own; all processes call it."""
+        ...
+
+    def load_shards(self, folder: Path) -> None:
+        """Restore what `save_shards` wrote; all processes call it, before `load_state`."""
         ...

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -30,9 +30,18 @@ TENSOR, TUPLE, ITEMS, COUNTER = "__tensor__", "__tuple__", "__items__", "__count
 _MARKS = (TENSOR, TUPLE, ITEMS, COUNTER)
 
 
-def model_tensors(model: torch.nn.Module, dtype: torch.dtype, *, copy: bool = False) -> dict[str, torch.Tensor]:
-    """The weights that a model folder holds, cast to `dtype`, tied ones once; `copy`: copies, on the CPU."""
-    named = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+def model_tensors(
+    model: torch.nn.Module,
+    dtype: torch.dtype,
+    parameters: Mapping[str, torch.Tensor] | None = None,
+    *,
+    copy: bool = False,
+) -> dict[str, torch.Tensor]:
+    """The weights that a model folder holds, cast to `dtype`, tied ones once; `copy`: copies, on the CPU.
+
+    `parameters`: the whole ones by name, where those of `model` are shards.
+    """
+    named = {**dict(model.named_buffers()), **(dict(model.named_parameters()) if parameters is None else parameters)}
     state = {name: named[name].detach().to(dtype) for name in model.state_dict() if name in named}
     return cast("dict[str, torch.Tensor]", copied(state)) if copy else state
 

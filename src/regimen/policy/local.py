@@ -6,7 +6,6 @@ Hugging Face folders. Refuses: a model whose attention cannot take a forest, a g
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,10 @@ import torch
 from torch import Tensor
 
 from regimen.errors import NonFiniteError, PolicyError
-from regimen.models import default_device, load_model, refuse_unsupported
-from regimen.policy.attention import ATTENTION_NAME, plan_attention
-from regimen.policy.base import Loss, StepResult, Supervision
+from regimen.models import default_device, load_model
+from regimen.policy.base import Loss, StepResult
 from regimen.policy.checkpoint import model_tensors, save_model
-from regimen.policy.logprobs import chunked_logprobs
+from regimen.policy.decoder import ForestDecoder, compute_dtype, supervision
 from regimen.policy.schedule import build_optimizer, build_schedule
 from regimen.tokens.forest import Forest
 
@@ -47,11 +45,7 @@ class LocalPolicy:
     def __init__(self, model: torch.nn.Module, options: LocalPolicyOptions) -> None:
         self.options = options
         self.model = model
-        self.device = next(model.parameters()).device
-        _require_decoder(model)
-        _refuse_dropout(model)
-        refuse_unsupported(model.config)
-        model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+        self.decoder, self.device = self._placed(model)
         if options.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train(options.train)
@@ -67,6 +61,11 @@ class LocalPolicy:
         """The policy of a model folder, on the GPU where there is one. Raises `PolicyError` where it is none."""
         model = load_model(folder, torch.float32, trust_remote_code=options.trust_remote_code)
         return cls(model.to(default_device()), options)
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many shares the forests of a batch are divided."""
+        return 1
 
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""
@@ -90,9 +89,8 @@ class LocalPolicy:
             raise PolicyError("this policy was loaded for reading and cannot train")
         self.optimizer.zero_grad(set_to_none=True)
         total, metrics = self._accumulate(forests, loss, backward=True)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
         limit = self.options.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit).item()
+        norm = self._clip_gradients(float("inf") if limit is None else limit)
         if not np.isfinite(norm) or not np.isfinite(total):
             raise self._not_finite(total, norm)
         if before_step is not None:
@@ -115,12 +113,11 @@ class LocalPolicy:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder: weights as bfloat16 safetensors when trained in it, config."""
-        dtype = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
-        save_model(self.model, folder, dtype)
+        save_model(self.model, folder, compute_dtype(self.options.precision))
 
     def saver(self) -> Callable[[Path], None]:
         """A function that writes what `save` would write now, whatever the weights are by then."""
-        dtype = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
+        dtype = compute_dtype(self.options.precision)
         tensors = model_tensors(self.model, dtype, copy=True)
         return lambda folder: save_model(self.model, folder, dtype, tensors)
 
@@ -161,6 +158,22 @@ class LocalPolicy:
             fix="look at the batch; lower the learning rate",
         )
 
+    def save_shards(self, folder: Path) -> None:
+        """Write what no single process holds: nothing here, as `state` has it all."""
+
+    def load_shards(self, folder: Path) -> None:
+        """Restore what `save_shards` wrote."""
+
+    def _placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device]:
+        """The forward pass, and where it runs."""
+        decoder = ForestDecoder(model, compute_dtype(self.options.precision), self.options.temperature)
+        return decoder, next(model.parameters()).device
+
+    def _clip_gradients(self, limit: float) -> float:
+        """Scale the gradients to a norm of at most `limit`; returns the norm before."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+
     def _accumulate(self, forests: Sequence[Forest], loss: Loss, *, backward: bool) -> tuple[float, dict[str, float]]:
         total, metrics = 0.0, dict[str, float]()
         for forest in forests:
@@ -173,78 +186,8 @@ class LocalPolicy:
         return total, metrics
 
     def _logprobs(self, forest: Forest) -> Tensor:
-        tokens = torch.from_numpy(forest.tokens).to(self.device)
-        depth = torch.from_numpy(forest.depth).to(self.device)
-        distinct, entry = np.unique(forest.target, return_inverse=True)
-        with self._autocast():
-            hidden = self.model.model(  # type: ignore[operator, union-attr]
-                input_ids=tokens[None],
-                position_ids=depth[None],
-                use_cache=False,
-                forest_plan=plan_attention(forest),
-            ).last_hidden_state[0]
-        hidden = hidden[torch.from_numpy(forest.parent[distinct]).to(self.device)]
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        dtype = self._compute_dtype()
-        logprob = chunked_logprobs(
-            hidden.to(dtype),
-            head.weight.to(dtype),
-            None if head.bias is None else head.bias.to(dtype),
-            torch.from_numpy(forest.tokens[distinct]).to(self.device),
-            self.options.temperature,
-        )
-        return logprob[torch.from_numpy(entry).to(self.device)]
-
-    def _compute_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.options.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return self.decoder(forest, self.device)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
-
-
-def supervision(forest: Forest, device: torch.device) -> Supervision:
-    """The loss's side of a forest, as tensors on `device`."""
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return Supervision(
-        sequence=tensor(forest.sequence),
-        weight=tensor(forest.weight),
-        advantage=tensor(forest.advantage),
-        sampled_logprob=tensor(forest.sampled_logprob),
-        previous_logprob=tensor(forest.previous_logprob),
-        reference_logprob=tensor(forest.reference_logprob),
-        pair=tensor(forest.pair),
-        is_chosen=tensor(forest.is_chosen),
-        sample_mask=tensor(forest.sample_mask),
-        num_trained=tensor(forest.num_trained),
-        valid_tokens=forest.valid_tokens,
-        valid_sequences=forest.valid_sequences,
-    )
-
-
-def _refuse_dropout(model: torch.nn.Module) -> None:
-    active = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
-    attention = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)  # type: ignore[union-attr]
-    if active or attention:
-        raise PolicyError(
-            f"the model has dropout ({', '.join(active[:3]) or f'attention_dropout={attention}'})",
-            expected="0: log-probabilities of one policy must not be random",
-            fix=f"set {'its dropout' if active else 'attention_dropout'} to 0 in the model's config.json",
-        )
-
-
-def _require_decoder(model: torch.nn.Module) -> None:
-    """The forest goes through the layers below `model.model`, as Llama and its relatives name them."""
-    if not isinstance(getattr(model, "model", None), torch.nn.Module):
-        raise PolicyError(
-            f"a {type(model).__name__} has no `model` that holds its layers",
-            expected="a decoder built like Llama, Qwen or SmolLM",
-        )

@@ -22,9 +22,8 @@ def build_optimizer(model: torch.nn.Module, name: str, kwargs: dict[str, Any]) -
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
     if kind.__name__ in _FUSED and "foreach" not in arguments:
         arguments = {"fused": True, **arguments}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        return kind(parameters, **arguments)
+        return kind(_groups(model), **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error), where="policy.optimizer.kwargs") from error
 
@@ -49,6 +48,15 @@ def build_schedule(optimizer: Optimizer, stages: list[dict[str, Any]] | None) ->
             expected=f"{{milestones: [...]}} with {len(schedules) - 1} steps",
         )
     return lr_scheduler.SequentialLR(optimizer, schedules, milestones)
+
+
+def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The trainable parameters, in one group for each way of being sharded: a fused kernel takes no mixture."""
+    groups: dict[str, list[torch.nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(str(getattr(parameter, "device_mesh", None)), []).append(parameter)
+    return [{"params": parameters} for parameters in groups.values()]
 
 
 def _stage(optimizer: Optimizer, stage: dict[str, Any]) -> lr_scheduler.LRScheduler:

@@ -28,19 +28,21 @@ def micro_batches(
     share: bool = True,
     valid_tokens: float | None = None,
     valid_sequences: float | None = None,
+    num_shares: int = 1,
 ) -> list[Forest]:
     """Forests of at most `token_budget` tokens each (a longer unit stands alone), in a deterministic order.
 
     Sequences of one pair are one unit and never split. Units are taken in lexicographic order, so that neighbours share
     the longest prefixes, and a unit is counted with the tokens it adds. Sequences without a trained token are left out:
     nothing of them would be computed. The normalisers default to those of all of `sequences`.
+    `num_shares` processes compute them: where the budget would give fewer forests, it is lowered to give as many.
     """
     tokens_total, sequences_total = normalisers(sequences)
     tokens_total = tokens_total if valid_tokens is None else valid_tokens
     sequences_total = sequences_total if valid_sequences is None else valid_sequences
     arrays = [_computed_ids(sequence) for sequence in sequences]
     forests: list[Forest] = []
-    for rows in _groups(sequences, arrays, token_budget, share):
+    for rows in _groups(sequences, arrays, token_budget, share, num_shares):
         part = [sequences[row] for row in rows]
         trimmed = [_trimmed(sequence, arrays[row]) for sequence, row in zip(part, rows, strict=True)]
         forests.append(
@@ -60,16 +62,30 @@ def _trimmed(sequence: TrainingSequence, ids: np.ndarray) -> TrainingSequence:
 
 
 def _groups(
-    sequences: Sequence[TrainingSequence], arrays: Sequence[np.ndarray], token_budget: int, share: bool
+    sequences: Sequence[TrainingSequence], arrays: Sequence[np.ndarray], token_budget: int, share: bool, num_shares: int
 ) -> list[list[int]]:
     units: dict[tuple[str, int], list[int]] = {}
     for row in lexicographic_order(arrays):
         if len(arrays[row]):
             pair = sequences[row].pair
             units.setdefault(("pair", pair) if pair >= 0 else ("row", row), []).append(row)
+    every = list(units.values())
+    groups = _filled(every, arrays, token_budget, share)
+    low = 1
+    while len(groups) < num_shares and low < token_budget:  # the least budget that needs no more than one each
+        middle = (low + token_budget) // 2
+        fewer = _filled(every, arrays, middle, share)
+        if len(fewer) <= num_shares:
+            groups, token_budget = fewer, middle
+        else:
+            low = middle + 1
+    return groups
+
+
+def _filled(units: list[list[int]], arrays: Sequence[np.ndarray], token_budget: int, share: bool) -> list[list[int]]:
     groups: list[list[int]] = []
     size = 0
-    for rows in units.values():
+    for rows in units:
         added = _added(rows, arrays, groups[-1][-1] if groups else None, share)
         if not groups or size + added > token_budget:
             groups.append([])

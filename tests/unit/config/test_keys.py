@@ -54,7 +54,14 @@ def test_nemo_rls_own_values_are_accepted(algorithm: str):
             tree_["loss_fn"].pop(key)
     for section in ("sft", "dpo", "grpo", "loss_fn", "checkpointing"):
         assert ours[section] == theirs[section]
-    for key in ours["policy"].keys() - {"tokenizer", "optimizer", "sequence_packing", "dynamic_batching", "generation"}:
+    for key in ours["policy"].keys() - {
+        "tokenizer",
+        "optimizer",
+        "dtensor_cfg",
+        "sequence_packing",
+        "dynamic_batching",
+        "generation",
+    }:
         assert ours["policy"][key] == theirs["policy"][key], key
     assert ours["policy"]["generation"] == theirs["policy"]["generation"]
     assert base.policy.train_token_budget == config.policy.train_token_budget

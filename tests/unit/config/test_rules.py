@@ -252,3 +252,23 @@ def test_dpo_refusals(overrides: list[str], expected: str):
 def test_good_dpo_passes():
     assert dpo("dpo.loss_type=robust", "dpo.label_smoothing=0.1").dpo is not None
     assert dpo("dpo.preference_loss_weight=0", "dpo.sft_loss_weight=1").dpo is not None
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["context_parallel_size=2", "expert_parallel_size=2", "dp_replicate_size=2", "custom_parallel_plan=my.plan"],
+)
+def test_ways_of_dividing_a_model_that_are_not_built_are_refused(override: str) -> None:
+    key = f"policy.dtensor_cfg.{override}"
+    with pytest.raises(ConfigError, match="is not implemented in this build") as caught:
+        sft("policy.dtensor_cfg.enabled=true", key)
+    assert str(caught.value).startswith(key.split("=")[0])
+    note = f"no effect here, as policy.dtensor_cfg.enabled is false: {key.split('=')[0]}"
+    assert note in sft(key).notes
+
+
+def test_sequence_parallel_alone_has_no_effect() -> None:
+    on = ["policy.dtensor_cfg.enabled=true", "policy.dtensor_cfg.sequence_parallel=true"]
+    assert any("policy.dtensor_cfg.sequence_parallel" in note for note in sft(*on).notes)
+    both = sft(*on, "policy.dtensor_cfg.tensor_parallel_size=2")
+    assert not any("dtensor_cfg" in note for note in both.notes)

@@ -436,3 +436,22 @@ def test_reference_values_go_to_their_sequences() -> None:
     assert [s.reference_logprob.tolist() for s in filled] == [[1.0], [2.0, 3.0]]
     with pytest.raises(ValueError, match="zip"):
         with_reference(sequences, [])
+
+
+class TwoRanks:
+    """The second of two processes; the first saw two tokens, one of them 0.5 off."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [[0.5, 2, 0.5], value]
+
+
+def test_processes_judge_the_generator_by_what_all_of_them_saw() -> None:
+    agreement = Agreement("float32")
+    agreement.add(np.array([0.0, 0.0]))
+    agreement.pool(TwoRanks())  # type: ignore
+    with pytest.raises(GenerationError, match=r"0\.5 \(largest\)"):
+        agreement.check()
+    loose = Agreement("bfloat16")
+    loose.add(np.zeros(18))
+    loose.pool(TwoRanks())  # type: ignore
+    assert loose.check() == {"gen_logprob_error_mean": 0.025, "gen_logprob_error_max": 0.5}  # 0.5 over 20 tokens

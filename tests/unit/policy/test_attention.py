@@ -18,7 +18,8 @@ from regimen.errors import PolicyError
 from regimen.policy import attention
 from regimen.policy.attention import plan_attention
 from regimen.policy.base import Loss
-from regimen.policy.local import LocalPolicy, LocalPolicyOptions, supervision
+from regimen.policy.decoder import supervision
+from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.tokens.forest import Forest, TrainingSequence, build_forest
 from regimen.tokens.packing import micro_batches
 

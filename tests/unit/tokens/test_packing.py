@@ -79,3 +79,12 @@ def test_identical_siblings_cost_nothing(budget: int) -> None:
     if budget == 1000:
         assert forests[0].num_tokens == 5
         assert forests[0].target.tolist() == [4, 4, 4]
+
+
+def test_a_lower_budget_gives_every_process_a_forest() -> None:
+    sequences = [answer(number, number) for number in range(10, 14)]
+    whole = micro_batches(sequences, 1000)
+    shared = micro_batches(sequences, 1000, num_shares=2)
+    assert (len(whole), len(shared)) == (1, 2)
+    assert sorted(row for forest in shared for row in forest.row.tolist()) == [0, 1, 2, 3]
+    assert {forest.valid_tokens for forest in shared} == {whole[0].valid_tokens}

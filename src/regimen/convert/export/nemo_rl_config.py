@@ -19,6 +19,7 @@ from regimen.config.interpolate import interpolate
 from regimen.config.known import DATA_ENTRIES, KNOWN
 from regimen.config.load import escaped
 from regimen.config.schema import RunConfig
+from regimen.config.schema_policy import DTensorConfig
 from regimen.config.source import Layers, Tree, lookup, merge, nest, without
 from regimen.convert.export.nemo_rl_batches import set_batches
 from regimen.convert.export.nemo_rl_rows import DataSet
@@ -145,8 +146,10 @@ def _policy(request: ExportRequest) -> Tree:
         "chat_template": _template(request),
         "chat_template_kwargs": policy.tokenizer.chat_template_kwargs,
     }
+    given = cast("Tree", lookup(request.given, "policy.dtensor_cfg")[1] or {})
+    tree["dtensor_cfg"] = {key: value for key, value in given.items() if key in DTensorConfig.model_fields}
     if policy.activation_checkpointing:
-        tree["dtensor_cfg"] = {"activation_checkpointing": True}
+        tree["dtensor_cfg"]["activation_checkpointing"] = True
         request.note("policy.activation_checkpointing -> policy.dtensor_cfg.activation_checkpointing")
     if policy.trust_remote_code:
         request.note("policy.trust_remote_code: left out, NeMo RL trusts a model's code in any case")

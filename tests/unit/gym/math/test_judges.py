@@ -101,7 +101,7 @@ def test_processes_are_few_and_end_with_their_owner() -> None:
     assert 1 <= len(processes) <= 2
     del judges
     gc.collect()
-    assert [process.poll() for process in processes] == [0] * len(processes)
+    assert [process.wait(timeout=30) for process in processes] == [0] * len(processes)
 
 
 def test_digits_are_bounded_without_computing() -> None:

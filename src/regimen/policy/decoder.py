@@ -1,0 +1,113 @@
+"""A Hugging Face decoder that takes forests: the forward pass that every policy backend shares.
+
+In: a causal language model, forests. Out: log-probabilities of a forest's entries, and the loss's side of it as
+tensors. Refuses: a model whose attention cannot take a forest, one with dropout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regimen.errors import PolicyError
+from regimen.models import refuse_unsupported
+from regimen.policy.attention import ATTENTION_NAME, plan_attention
+from regimen.policy.base import Supervision
+from regimen.policy.logprobs import chunked_logprobs
+from regimen.tokens.forest import Forest
+
+
+class ForestDecoder(torch.nn.Module):
+    """`model` as a function from forests to log-probabilities. `temperature` divides the logits, as the sampler does.
+
+    The vocabulary head is used inside `forward`, so that what wraps this module sees every use of every weight.
+    `casts`: whether the compute dtype is reached by autocast; else the wrapper gives the weights in it.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, temperature: float, *, casts: bool = True) -> None:
+        super().__init__()
+        _require_decoder(model)
+        _refuse_dropout(model)
+        refuse_unsupported(model.config)
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.causal_lm = model
+        self.dtype, self.temperature, self.casts = dtype, temperature, casts
+
+    def forward(self, forest: Forest, device: torch.device) -> Tensor:
+        """Log-probabilities of the forest's entries, `[E]` float32."""
+        tokens = torch.from_numpy(forest.tokens).to(device)
+        depth = torch.from_numpy(forest.depth).to(device)
+        distinct, entry = np.unique(forest.target, return_inverse=True)
+        with self._autocast(device):
+            hidden = self.causal_lm.model(
+                input_ids=tokens[None],
+                position_ids=depth[None],
+                use_cache=False,
+                forest_plan=plan_attention(forest),
+            ).last_hidden_state[0]
+        hidden = hidden[torch.from_numpy(forest.parent[distinct]).to(device)]
+        head = self.causal_lm.get_output_embeddings()
+        logprob = chunked_logprobs(
+            hidden.to(self.dtype),
+            head.weight.to(self.dtype),
+            None if head.bias is None else head.bias.to(self.dtype),
+            torch.from_numpy(forest.tokens[distinct]).to(device),
+            self.temperature,
+        )
+        return logprob[torch.from_numpy(entry).to(device)]
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype == torch.float32 or not self.casts:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype)
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of `policy.precision`."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def supervision(forest: Forest, device: torch.device) -> Supervision:
+    """The loss's side of a forest, as tensors on `device`."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return Supervision(
+        sequence=tensor(forest.sequence),
+        weight=tensor(forest.weight),
+        advantage=tensor(forest.advantage),
+        sampled_logprob=tensor(forest.sampled_logprob),
+        previous_logprob=tensor(forest.previous_logprob),
+        reference_logprob=tensor(forest.reference_logprob),
+        pair=tensor(forest.pair),
+        is_chosen=tensor(forest.is_chosen),
+        sample_mask=tensor(forest.sample_mask),
+        num_trained=tensor(forest.num_trained),
+        valid_tokens=forest.valid_tokens,
+        valid_sequences=forest.valid_sequences,
+    )
+
+
+def _refuse_dropout(model: Any) -> None:
+    active = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
+    attention = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
+    if active or attention:
+        raise PolicyError(
+            f"the model has dropout ({', '.join(active[:3]) or f'attention_dropout={attention}'})",
+            expected="0: log-probabilities of one policy must not be random",
+            fix=f"set {'its dropout' if active else 'attention_dropout'} to 0 in the model's config.json",
+        )
+
+
+def _require_decoder(model: Any) -> None:
+    """The forest goes through the layers below `model.model`, as Llama and its relatives name them."""
+    if not isinstance(getattr(model, "model", None), torch.nn.Module):
+        raise PolicyError(
+            f"a {type(model).__name__} has no `model` that holds its layers",
+            expected="a decoder built like Llama, Qwen or SmolLM",
+        )

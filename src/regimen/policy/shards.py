@@ -1,0 +1,60 @@
+"""Training state in shards, by `torch.distributed.checkpoint`: each process writes its own, any number reads them.
+
+In: a model and an optimiser whose tensors may be shards. Out: a folder of their own.
+Refuses: shards that cannot be read or belong to another model (`RunError`). The library's index of the shards is
+pickled: resume only runs of your own.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from regimen.errors import RunError
+
+# One entry for each parameter, so that neither its shard nor its parameter group matters.
+_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def save_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write weights and optimiser; every process must call this."""
+    try:
+        with _quiet():
+            save(_state(model, optimizer), checkpoint_id=folder)
+    except (CheckpointException, OSError, RuntimeError) as error:
+        raise _refusal("written", error, folder) from error
+
+
+def load_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Read weights and optimiser into shards of this run; every process must call this."""
+    state = _state(model, optimizer)
+    try:
+        with _quiet():
+            load(state, checkpoint_id=folder)
+    except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise _refusal("read", error, folder) from error
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_OPTIONS
+    )
+
+
+def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
+    return {"model": weights, "optimizer": moments}
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
+
+
+def _refusal(what: str, error: BaseException, folder: Path) -> RunError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return RunError(f"the training state cannot be {what} ({lines[-1]})", where=str(folder))

@@ -1,0 +1,150 @@
+"""`regimen train` with two processes: the figures, the episodes and the files of one; resumed, stopped, refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from regimen.config.load import load_train_config
+from regimen.pipelines.run import SHARDS_FOLDER, STATE_FILE, checkpoints
+from regimen.pipelines.train import train
+from regimen.tracking.jsonl import read_metrics
+
+TIMEOUT = 300
+TWO = ["policy.dtensor_cfg.enabled=true", "cluster.num_processes=2"]
+
+
+def _runs() -> ModuleType:
+    """The configurations of the runs by one process."""
+    path = Path(__file__).with_name("test_train_tiny.py")
+    spec = importlib.util.spec_from_file_location("train_tiny", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runs = _runs()
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    places = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in places}
+    return subprocess.Popen(
+        [sys.executable, "-m", "regimen.cli.main", "train", *words],
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+def written(algorithm: str, model: Path, folder: Path, **section: object) -> str:
+    tree = runs.configuration(algorithm, model, folder, folder / "two", **section)
+    tree["policy"]["precision"] = "float32"
+    path = folder / "config.json"
+    path.write_text(json.dumps(tree))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["grpo", pytest.param("sft", marks=pytest.mark.slow), pytest.param("dpo", marks=pytest.mark.slow)]
+)
+def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: Path) -> None:
+    path = written(algorithm, tiny_folder, tmp_path, max_num_steps=2)
+    code, stdout, stderr = finish(start(path, *TWO))
+    assert code == 0, stderr
+    assert stdout.count("done: 2 steps") == 1  # one process prints
+    one = train(load_train_config(path, [f"checkpointing.checkpoint_dir={tmp_path / 'one'}"]))
+    rows, expected = runs.figures(tmp_path / "two"), runs.figures(one.folder)
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        row.pop("train/micro_batches", None)
+        other.pop("train/micro_batches", None)
+        for name in ("train/computed_tokens", "train/gen_logprob_error_mean", "train/gen_logprob_error_max"):
+            row.pop(name, None), other.pop(name, None)
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-4)
+    files = {file.relative_to(one.folder) for file in one.folder.rglob("*") if SHARDS_FOLDER not in file.parts}
+    assert {
+        file.relative_to(tmp_path / "two") for file in (tmp_path / "two").rglob("*") if SHARDS_FOLDER not in file.parts
+    } - files == set()
+    last = checkpoints(tmp_path / "two")[-1]
+    assert len(list((last / SHARDS_FOLDER).glob("*.distcp"))) == 2
+    assert [path.name for path in checkpoints(tmp_path / "two") if (path / SHARDS_FOLDER).exists()] == [last.name]
+    assert not (tmp_path / "two" / "model" / SHARDS_FOLDER).exists()
+    assert not (tmp_path / "two" / "model" / STATE_FILE).exists()
+    difference = runs.weights(tmp_path / "two" / "model") - runs.weights(one.folder / "model")
+    assert difference.abs().max() < 1e-3
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_after_the_same_step(tiny_folder: Path, tmp_path: Path) -> None:
+    path = written(
+        "sft", tiny_folder, tmp_path, max_num_epochs=3000, max_num_steps=5000, val_period=0, val_at_end=False
+    )
+    more = ["checkpointing.save_period=10000"]
+    process = start(path, *TWO, *more)
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and not (metrics.exists() and b"train/loss" in metrics.read_bytes()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, _, stderr = finish(process)
+    assert code == 130, stderr
+    assert stderr.count("SIGTERM: finishing this step") == 1
+    [checkpoint] = checkpoints(tmp_path / "two")
+    steps = [row["step"] for row in read_metrics(metrics) if "train/loss" in row]
+    assert checkpoint.name == f"step_{steps[-1]}"
+
+
+@pytest.mark.slow
+def test_an_error_of_all_is_said_once_and_a_lost_process_ends_the_run(tiny_folder: Path, tmp_path: Path) -> None:
+    path = written("sft", tiny_folder, tmp_path, max_num_epochs=3000, max_num_steps=5000)
+    code, _, stderr = finish(start(path, *TWO, "data.train.data_path=/nowhere.jsonl"))
+    assert (code, stderr.count("there is no such file")) == (2, 1)
+    assert "Traceback" not in stderr
+    process = start(path, *TWO, "checkpointing.save_period=10000")
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and not (metrics.exists() and b"train/loss" in metrics.read_bytes()):
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    code, _, stderr = finish(process)
+    assert code == 128 + signal.SIGKILL
+    assert "was ended by signal 9" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_too(tiny_folder: Path, tmp_path: Path) -> None:
+    path = written("sft", tiny_folder, tmp_path, max_num_steps=2)
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "regimen.cli.main", "train", path, TWO[0]]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: 2 steps") == 1
