@@ -18,6 +18,7 @@ from regimen.tracking.jsonl import read_metrics
 
 GUIDE = Path(__file__).parents[1] / "fixtures" / "config" / "guide_grpo.yaml"
 SMALL = [
+    "logger.wandb_enabled=false",
     "policy.precision=float32",
     "policy.max_total_sequence_length=256",
     "policy.generation.max_new_tokens=4",
