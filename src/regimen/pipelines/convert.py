@@ -41,7 +41,8 @@ from regimen.pipelines.converted import (
 )
 from regimen.pipelines.engine import Engine, map_ordered
 from regimen.pipelines.figures import balance_figures, left_figures, mix_figures
-from regimen.pipelines.selection import Recipe, Work, piece_of
+from regimen.pipelines.pieces import piece_of
+from regimen.pipelines.selection import Recipe, Work
 from regimen.pipelines.verify import verify_folder
 from regimen.rollouts.index import RolloutIndex
 from regimen.rollouts.indexed import IndexedRow

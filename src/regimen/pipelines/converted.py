@@ -23,7 +23,8 @@ from regimen.convert.manifest import Counts, InputFile, OutputFile, input_file, 
 from regimen.convert.options import ConvertOptions
 from regimen.convert.screen import Screen, Screened
 from regimen.errors import ConvertError
-from regimen.pipelines.selection import SIDES, Piece, Written
+from regimen.pipelines.pieces import Piece, Written
+from regimen.pipelines.selection import SIDES
 from regimen.rollouts.index import RolloutIndex
 from regimen.rollouts.siblings import failures_beside, tasks_beside
 from regimen.rollouts.sources import STDIN

@@ -135,6 +135,10 @@ class RunFolder:
             fix="train with checkpointing.save_optimizer=true to be able to resume",
         )
 
+    def failures(self, rank: int) -> Path:
+        """Where a process leaves what stopped the run: each its own."""
+        return self.path / "failures" / (f"rank_{rank}" if rank else "")
+
     def unfinished(self, step: int) -> Path:
         """Where the checkpoint of `step` is written until it is whole."""
         return self.path / f".step_{step}.tmp"

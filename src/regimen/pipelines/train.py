@@ -100,7 +100,7 @@ def train(
         ranks.wait()  # every process has looked at the folder as it was
         if ranks.is_first:
             _open(run, prepared)
-        with Watchdog(_failures_of(run, ranks), config.run.stage_timeout) as watchdog:
+        with Watchdog(run.failures(ranks.rank), config.run.stage_timeout) as watchdog:
             try:
                 return _Trainer(config, run, prepared, ranks, progress or _silent, watchdog).run_all()
             finally:
@@ -113,11 +113,6 @@ def _open(run: RunFolder, prepared: Prepared) -> None:
         print(f"note: changed since the run was begun: {change}", file=sys.stderr, flush=True)
     if prepared.data:
         write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
-
-
-def _failures_of(run: RunFolder, ranks: Ranks) -> Path:
-    """Where a process leaves what stopped the run: each its own."""
-    return run.path / "failures" / ("" if ranks.is_first else f"rank_{ranks.rank}")
 
 
 def _show(config: TrainConfig) -> TrainResult:
@@ -293,7 +288,7 @@ class _Trainer:
             try:
                 steps.append((self.policy.train_step(forests, self._loss, before_step=before, **more), forests))
             except NonFiniteError as error:
-                place = _failures_of(self.run, self.ranks) / f"step_{step}"
+                place = self.run.failures(self.ranks.rank) / f"step_{step}"
                 raise keep_failed_batch(error, place, step, self.policy, forests, self.prepared.renderer) from error
         figures = step_figures(steps)
         self.losses.append(figures["loss"])

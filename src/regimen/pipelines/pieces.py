@@ -1,0 +1,165 @@
+"""A piece of a conversion's second pass, written: the examples of some tasks as lines, with their ledger.
+
+In: a `Work`. Out: a `Piece`, which can come from another process. Refuses nothing of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from regimen.convert.episodes import RowKey
+from regimen.convert.ledger import Ledger
+from regimen.convert.screen import Screen
+from regimen.convert.sidecar import Example, TaskRecord
+from regimen.convert.split import task_position
+from regimen.pipelines.selection import SIDES, Recipe, Stage, Work
+from regimen.rollouts.indexed import IndexedRow
+from regimen.rollouts.report import BadRow
+from regimen.rollouts.writer import encode_row
+
+BUCKETS = {"train": "trained", "val": "validation"}
+ENCODER = msgspec.json.Encoder()
+
+
+class Written(msgspec.Struct):
+    """Lines for one side: rows, their sidecar, and how many tasks they are of."""
+
+    rows: bytes = b""
+    records: bytes = b""
+    num_rows: int = 0
+    num_tasks: int = 0
+    prompts: list[int] = []
+
+
+class Piece(msgspec.Struct, kw_only=True):
+    """What came of a piece of work. `nearest` maps the sides to their tasks nearest the border of the split."""
+
+    ledger: Ledger
+    screen: Screen
+    train: Written
+    val: Written
+    bad: list[BadRow]
+    tokenizers: Counter[str]
+    templates: Counter[str]
+    environments: Counter[str]
+    num_rows: int = 0
+    truth_nowhere: int = 0
+    tasks_seen: int = 0
+    tasks_failed: int = 0
+    tasks_with_several_prompts: int = 0
+    nearest: dict[str, tuple[float, str]] = {}
+
+
+EXAMPLES = {"sft": Stage.sft_examples, "dpo": Stage.dpo_examples, "grpo": Stage.grpo_examples}
+
+
+def piece_of(work: Work) -> Piece:
+    """Everything that becomes of the work's rows."""
+    stage = Stage(work)
+    piece = Piece(
+        ledger=stage.ledger,
+        screen=stage.screen,
+        train=Written(),
+        val=Written(),
+        bad=stage.bad,
+        tokenizers=stage.tokenizers,
+        templates=stage.templates,
+        environments=Counter(),
+    )
+    lines: dict[str, tuple[list[bytes], list[bytes]]] = {side: ([], []) for side in SIDES}
+    with stage.reader:
+        for group in work.groups:
+            stage.reader.met_odd_rows = False  # how a row is written must not depend on the tasks before it
+            rows = stage.scored(group)
+            piece.num_rows += len(group)
+            _count_task(piece, group, rows)
+            _write(stage, piece, EXAMPLES[work.recipe.to](stage, rows) if rows else [], lines)
+        if work.pairs:
+            stage.reader.met_odd_rows = False
+            _write(stage, piece, stage.pairs_across(), lines)
+    for side, (rows_of, records_of) in lines.items():
+        written: Written = getattr(piece, side)
+        written.rows, written.records = b"".join(rows_of), b"".join(records_of)
+    stage.ledger.forget_keys()
+    stage.screen.rest()
+    return piece
+
+
+def _count_task(piece: Piece, group: Sequence[IndexedRow], rows: Sequence[IndexedRow]) -> None:
+    scored = [row for row in group if row.reward is not None]
+    piece.tasks_seen += bool(rows)
+    piece.tasks_failed += not scored
+    piece.tasks_with_several_prompts += len({row.prompt for row in rows}) > 1
+
+
+def _write(
+    stage: Stage, piece: Piece, examples: Sequence[Example], lines: dict[str, tuple[list[bytes], list[bytes]]]
+) -> None:
+    """Encode the examples of one task, or of pairs across tasks, and count their rows."""
+    recipe, copies, is_odd = stage.recipe, stage.work.copies, stage.reader.met_odd_rows
+    counted: set[RowKey] = set()
+    tasks: set[str] = set()
+    kept: dict[str, list[object]] = {side: [] for side in SIDES}
+    for example in examples:
+        side = recipe.side(example.task_id)
+        bucket = _left_out(stage, example, side)
+        keys = [key for key in example.keys if key not in counted] if counted else example.keys
+        counted.update(keys)
+        stage.ledger.count_rows(keys, bucket or BUCKETS[side], sum([stage.tokens_of[key] for key in keys]))
+        if bucket is not None:
+            continue
+        times = copies[example.task_id] if copies is not None and side == "train" else 1
+        kept[side].extend([example.row] * times)
+        record = example.record
+        lines[side][1].append(_lines([record], is_odd) * times)
+        written: Written = getattr(piece, side)
+        written.num_rows += times
+        written.prompts.append(int(stage.prompt_of[example.keys[0]][:16], 16))
+        if example.environment:
+            piece.environments[example.environment] += times
+        if example.task_id not in tasks:
+            tasks.add(example.task_id)
+            written.num_tasks += 1
+            _keep_nearest(piece, side, example.task_id, recipe)
+        if isinstance(record, TaskRecord) and record.truth == "nowhere":
+            piece.truth_nowhere += 1
+    for side, rows in kept.items():
+        if rows:
+            lines[side][0].append(_lines(rows, is_odd))
+
+
+def _left_out(stage: Stage, example: Example, side: str) -> str | None:
+    """Why an example is not written although selection took it."""
+    if example.other_task_id is not None and stage.recipe.side(example.other_task_id) != side:
+        stage.ledger.use("pairs_on_both_sides_dropped")
+        return "no_partner"
+    copies = stage.work.copies
+    return "left_out_of_mix" if copies is not None and not copies[example.task_id] else None
+
+
+def _lines(rows: Sequence[object], are_odd: bool) -> bytes:
+    """Rows as lines, each as it would be written alone."""
+    if are_odd:
+        return b"".join(map(encode_row, rows))
+    try:
+        return ENCODER.encode_lines(rows)
+    except (UnicodeEncodeError, OverflowError):
+        return b"".join(map(_encoded, rows))
+
+
+def _keep_nearest(piece: Piece, side: str, task_id: str, recipe: Recipe) -> None:
+    """Remember the training task that would validate first, and the validation task that would train first."""
+    place = (task_position(task_id, recipe.options.seed), task_id)
+    known = piece.nearest.get(side)
+    if known is None or (place < known if side == "train" else place > known):
+        piece.nearest[side] = place
+
+
+def _encoded(row: object) -> bytes:
+    try:
+        return msgspec.json.encode(row) + b"\n"
+    except (UnicodeEncodeError, OverflowError):  # lone surrogates, numbers of more than 64 bits
+        return encode_row(row)
