@@ -38,6 +38,8 @@ VERBS: dict[str, Verb] = {
         "regimen.cli.collect:collect",
         "finished episodes are in the output file; --resume plays the rest",
     ),
+    "init": Verb("Write the files that an environment of your own begins with.", "regimen.cli.init:init"),
+    "test": Verb("Check that an environment keeps what environments promise.", "regimen.cli.test:check"),
     "inspect": Verb(
         "Say what is in a rollouts file, what is wrong with it and what to do next.", "regimen.cli.inspect:inspect"
     ),
