@@ -43,6 +43,8 @@ VERBS: dict[str, Verb] = {
         "regimen.cli.serve:serve",
         "the server has stopped",
     ),
+    "init": Verb("Write the files that an environment of your own begins with.", "regimen.cli.init:init"),
+    "test": Verb("Check that an environment keeps what environments promise.", "regimen.cli.test:check"),
     "inspect": Verb(
         "Say what is in a rollouts file, what is wrong with it and what to do next.", "regimen.cli.inspect:inspect"
     ),

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ from regimen.registry import nearest
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 ENTRY_POINT_GROUP = "regimen.environments"
+ENVIRONMENT_FILE = "environment.py"
 
 
 class ToolError(GymError):
@@ -86,12 +88,22 @@ class Environment(ABC):
             expected="an environment that does, like math or multiple_choice",
         )
 
+    async def solve(self, session: Any, task: Task) -> list[dict[str, Any]] | None:  # noqa: ARG002
+        """Play an episode perfectly and return its output items: what `regimen test environment` takes for right.
+
+        Tools that it uses it calls with `call`, in `session`. None where no perfect player is written.
+        """
+        return None
+
     async def close(self, session: Any) -> None:  # noqa: B027
         """End an episode and free what its session holds. Called once per `seed` that returned."""
 
 
 def load_environment(name: str, options: dict[str, Any] | None = None) -> Environment:
-    """The environment `name`: a shipped one, an installed package's, or `path/to/file.py:ClassName`."""
+    """The environment `name`: a shipped one, an installed package's, a folder, or `path/to/file.py:ClassName`.
+
+    A folder has the class in `environment.py`, alone.
+    """
     given = options or {}
     kind = _environment_class(name)
     _check_options(name, kind, given)
@@ -117,10 +129,12 @@ def _environment_class(name: str) -> type[Environment]:
     installed = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name in installed:
         return _checked(installed[name].load(), name)
+    if Path(name, ENVIRONMENT_FILE).is_file():
+        return _class_in_folder(Path(name))
     known = sorted({*shipped_environments(), *installed})
     raise ConfigError(
         f"unknown environment {name!r}",
-        expected=f"one of {', '.join(known)}, or path/to/file.py:ClassName",
+        expected=f"one of {', '.join(known)}, a folder with {ENVIRONMENT_FILE}, or path/to/file.py:ClassName",
         fix=_did_you_mean(name, known),
     )
 
@@ -132,15 +146,39 @@ def _class_in_file(name: str) -> type[Environment]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"there is no file {path}", where=f"environment {name!r}")
-    spec = importlib.util.spec_from_file_location(f"regimen_environment_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file", where=f"environment {name!r}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _module_of(file)
     if not hasattr(module, attribute):
         classes = [key for key, value in vars(module).items() if _is_environment(value)]
         raise ConfigError(f"{path} has no class {attribute!r}", fix=_did_you_mean(attribute, classes))
     return _checked(getattr(module, attribute), name)
+
+
+def _class_in_folder(folder: Path) -> type[Environment]:
+    file = folder / ENVIRONMENT_FILE
+    module = _module_of(file)
+    found = [value for value in vars(module).values() if _is_environment(value) and value.__module__ == module.__name__]
+    if len(found) != 1:
+        classes = ", ".join(kind.__name__ for kind in found) or "none"
+        raise ConfigError(
+            f"its environments are: {classes}",
+            where=str(file),
+            expected="one subclass of Environment",
+            fix=f"name the class: {file}:ClassName",
+        )
+    return found[0]
+
+
+def _module_of(file: Path) -> ModuleType:
+    """The module in `file`, executed."""
+    spec = importlib.util.spec_from_file_location(f"regimen_environment_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError("not a Python file", where=str(file))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"not Python: {error.msg}", where=f"{file}:{error.lineno}") from error
+    return module
 
 
 def _is_environment(value: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regimen.errors import ConfigError
+from regimen.gym.conformance import message, tool_call
 from regimen.gym.environment import Environment, Split, Task, ToolError, Verdict
 from regimen.gym.environments.calculator.expression import ExpressionError, calculate
 from regimen.gym.environments.calculator.tasks import DEFAULT_HINT, DEFAULT_MIX, NUM_TASKS, check_mix, task_rows
@@ -53,3 +54,10 @@ class Calculator(Environment):
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:  # noqa: ARG002
         """1 when the final assistant message states the right number, else 0."""
         return verdict_of(task.row, output)
+
+    async def solve(self, session: Any, task: Task) -> list[dict[str, Any]]:
+        """Call the calculator with the number that is expected, and state what it says."""
+        arguments = {"expression": task.row["expected_answer"]}
+        result = await self.call(session, "calculator", arguments)
+        returned = {"type": "function_call_output", "call_id": "call_1", "output": result}
+        return [tool_call("calculator", arguments), returned, message(f"The answer is {result}.")]

@@ -8,6 +8,7 @@ from typing import Any
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.answers import final_text, question_of
+from regimen.gym.conformance import message
 from regimen.gym.environment import Environment, Split, Task, Verdict
 from regimen.gym.environments.math.judges import Judges
 from regimen.gym.environments.math.spelling import is_readable, is_worked_out, repeats, said, spelled, words
@@ -60,6 +61,10 @@ class Math(Environment):
         if not is_readable(gold):
             raise ConfigError(f"the answer is {answer[:80]!r}", expected="mathematics of at most 1,000 characters")
         return {"expected_answer": gold}
+
+    async def solve(self, session: Any, task: Task) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The right answer in a box."""
+        return [message(f"The answer is \\boxed{{{task.row['expected_answer']}}}.")]
 
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:  # noqa: ARG002
         """1 when the answer given equals the right one, else 0; raises `GymError` where nobody can tell."""

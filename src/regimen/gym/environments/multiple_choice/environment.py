@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.answers import final_text, question_of
+from regimen.gym.conformance import message
 from regimen.gym.environment import Environment, Split, Task, Verdict
 from regimen.gym.environments.multiple_choice.tasks import NUM_TASKS, task_rows
 from regimen.gym.environments.multiple_choice.verify import extract_choice, letter_of
@@ -37,6 +38,10 @@ class MultipleChoice(Environment):
         if letter is None:
             raise ConfigError(f"the answer is {answer[:80]!r}", expected="one letter, like C, (C) or Answer: C")
         return {"expected_answer": letter}
+
+    async def solve(self, session: Any, task: Task) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The right letter."""
+        return [message(f"Answer: {task.row['expected_answer']}")]
 
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:  # noqa: ARG002
         """1 when the right letter is chosen, else 0; raises `GymError` for a task without one."""
