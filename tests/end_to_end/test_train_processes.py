@@ -81,6 +81,8 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
         other.pop("train/micro_batches", None)
         for name in ("train/computed_tokens", "train/gen_logprob_error_mean", "train/gen_logprob_error_max"):
             row.pop(name, None), other.pop(name, None)
+        if row["step"] == 1:  # policy and reference are equal: every margin is 0 but for rounding
+            row.pop("train/accuracy", None), other.pop("train/accuracy", None)
         assert row == pytest.approx(other, rel=1e-4, abs=1e-4)
     files = {file.relative_to(one.folder) for file in one.folder.rglob("*") if SHARDS_FOLDER not in file.parts}
     assert {
