@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from regimen.errors import ConfigError
@@ -11,6 +12,7 @@ from regimen.gym.environment import Environment, Split, Task, ToolError, Verdict
 from regimen.gym.environments.calculator.expression import ExpressionError, calculate
 from regimen.gym.environments.calculator.tasks import DEFAULT_HINT, DEFAULT_MIX, NUM_TASKS, check_mix, task_rows
 from regimen.gym.environments.calculator.verify import verdict_of
+from regimen.gym.generated import first_tasks
 
 
 class Calculator(Environment):
@@ -33,11 +35,8 @@ class Calculator(Environment):
 
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
         """The first `num_tasks` questions of `split`."""
-        if split not in NUM_TASKS:
-            raise ConfigError(f"unknown split {split!r}", expected=f"one of {', '.join(NUM_TASKS)}")
-        count = NUM_TASKS[split] if num_tasks is None else num_tasks
-        rows = task_rows(split, count, self.task_seed, self.mix, self.hint)
-        return [Task(index, row) for index, row in enumerate(rows)]
+        rows = partial(task_rows, seed=self.task_seed, mix=self.mix, hint=self.hint)
+        return first_tasks(split, num_tasks, NUM_TASKS, rows)
 
     async def call(self, session: Any, name: str, arguments: dict[str, Any]) -> str:  # noqa: ARG002
         """The value of `arguments["expression"]`, or a `ToolError` that says what the calculator cannot read."""

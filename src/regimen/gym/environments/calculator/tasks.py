@@ -8,7 +8,6 @@ the seed or the wording, so splits share no arithmetic and no question text. Ref
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import msgspec
 
 from regimen.errors import ConfigError
+from regimen.gym import generated
 from regimen.gym.environment import Split
 from regimen.gym.environments.calculator.expression import ExpressionError, calculate
 from regimen.registry import nearest
@@ -68,6 +68,11 @@ class Question(msgspec.Struct, frozen=True):
     text: str
     expression: str
 
+    @property
+    def key(self) -> str:
+        """What is asked: the arithmetic in one spelling."""
+        return canonical(self.expression)
+
 
 def task_rows(
     split: Split, num_tasks: int, seed: int, mix: Mapping[str, float], hint: float = DEFAULT_HINT
@@ -82,7 +87,7 @@ def task_rows(
 
 def _hinted(question: Question, hint: float) -> Question:
     """The question, with the hint for the share `hint` of all questions: which ones, the arithmetic alone decides."""
-    if _share_of("hint", question.expression) >= hint:
+    if generated.share_of("hint", question.key) >= hint:
         return question
     return msgspec.structs.replace(question, text=question.text + HINT)
 
@@ -130,11 +135,15 @@ def questions(split: Split, seed: int, mix: Mapping[str, float]) -> Iterator[Que
     """Questions of `split` without end, no arithmetic twice; the kind furthest behind its share comes next."""
     shares = check_mix(mix)
     counts = dict.fromkeys(shares, 0)
-    generators = {kind: random.Random(f"calculator/{seed}/{split}/{kind}") for kind in shares}
-    seen: set[str] = set()
+    generators = generated.generators_of("calculator", shares, split, seed)
+    seen = set(EXAMPLE_KEYS)
     for number in range(1, 1_000_000_000):
         kind = max(shares, key=lambda kind: shares[kind] * number - counts[kind])
-        question = _new_question(kind, split, generators[kind], seen)
+        question = generated.new_question("calculator", split, KINDS[kind], generators[kind], seen, MAX_ATTEMPTS)
+        if question is None:
+            raise ConfigError(
+                f"there are no more {split} tasks of kind {kind!r}", fix="ask for fewer tasks or change the mix"
+            )
         counts[kind] += 1
         yield question
 
@@ -159,15 +168,8 @@ def _is_share(value: object) -> bool:
 
 
 def split_of(expression: str) -> Split:
-    """The split an expression belongs to: 60% train, 15% validation, 25% test, by hash."""
-    share = _share_of("calculator", expression)
-    return "train" if share < 0.60 else "validation" if share < 0.75 else "test"
-
-
-def _share_of(purpose: str, expression: str) -> float:
-    """A number in [0, 1) that depends on the arithmetic alone."""
-    digest = hashlib.sha256(f"{purpose}/{canonical(expression)}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32
+    """The split an expression belongs to, by the hash of its arithmetic."""
+    return generated.split_of("calculator", canonical(expression))
 
 
 def canonical(expression: str) -> str:
@@ -180,16 +182,6 @@ def canonical(expression: str) -> str:
 
 
 EXAMPLE_KEYS = frozenset(canonical(expressions[-1]) for _, expressions in EXAMPLES)
-
-
-def _new_question(kind: str, split: Split, generator: random.Random, seen: set[str]) -> Question:
-    for _ in range(MAX_ATTEMPTS):
-        question = KINDS[kind](generator)
-        key = canonical(question.expression)
-        if key not in EXAMPLE_KEYS and key not in seen and split_of(key) == split:
-            seen.add(key)
-            return question
-    raise ConfigError(f"there are no more {split} tasks of kind {kind!r}", fix="ask for fewer tasks or change the mix")
 
 
 def _two_digits(generator: random.Random) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 from typing import Any
 
 from regimen.errors import ConfigError, GymError
@@ -14,6 +15,7 @@ from regimen.gym.environments.math.judges import Judges
 from regimen.gym.environments.math.spelling import is_readable, is_worked_out, repeats, said, spelled, words
 from regimen.gym.environments.math.tasks import NUM_TASKS, task_rows
 from regimen.gym.environments.math.verify import extract_answer, gold_of
+from regimen.gym.generated import first_tasks
 
 IMPLEMENTATIONS = ("hf_math_verify",)
 
@@ -50,10 +52,7 @@ class Math(Environment):
 
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
         """The first `num_tasks` questions of `split`."""
-        if split not in NUM_TASKS:
-            raise ConfigError(f"unknown split {split!r}", expected=f"one of {', '.join(NUM_TASKS)}")
-        count = NUM_TASKS[split] if num_tasks is None else num_tasks
-        return [Task(index, row) for index, row in enumerate(task_rows(split, count, self.task_seed))]
+        return first_tasks(split, num_tasks, NUM_TASKS, partial(task_rows, seed=self.task_seed))
 
     def answer_fields(self, answer: str) -> dict[str, Any]:
         """The right answer, in LaTeX, plain text, a box, or behind GSM8K's `####`."""

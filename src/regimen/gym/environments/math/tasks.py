@@ -6,14 +6,12 @@ belongs to a split by the hash of what it asks, whatever the seed or the wording
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
-from regimen.errors import ConfigError
 from regimen.gym.environment import Split
 from regimen.gym.environments.math.kinds import KINDS, Question
+from regimen.gym.generated import in_turn
 
 NUM_TASKS: dict[Split, int] = {"train": 400, "validation": 120, "test": 200}
 MAX_ATTEMPTS = 5000
@@ -41,23 +39,4 @@ def task_row(question: Question, split: Split) -> dict[str, Any]:
 
 def questions(split: Split, seed: int) -> Iterator[Question]:
     """Questions of `split`, none twice, the kinds in turn."""
-    generators = {kind: random.Random(f"math/{seed}/{split}/{kind}") for kind in KINDS}
-    seen: set[str] = set()
-    while True:
-        for kind, generator in generators.items():
-            yield _new_question(kind, split, generator, seen)
-
-
-def _new_question(kind: str, split: Split, generator: random.Random, seen: set[str]) -> Question:
-    for _ in range(MAX_ATTEMPTS):
-        question = KINDS[kind](generator)
-        if question.key not in seen and split_of(question.key) == split:
-            seen.add(question.key)
-            return question
-    raise ConfigError(f"there are no more {split} tasks of kind {kind!r}", fix="ask for fewer tasks")
-
-
-def split_of(key: str) -> Split:
-    """The split of a question: 60% train, 15% validation, 25% test, by hash."""
-    share = int.from_bytes(hashlib.sha256(f"math/{key}".encode()).digest()[:4], "big") / 2**32
-    return "train" if share < 0.60 else "validation" if share < 0.75 else "test"
+    return in_turn("math", KINDS, split, seed, MAX_ATTEMPTS)

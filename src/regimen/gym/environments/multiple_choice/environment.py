@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from regimen.errors import ConfigError, GymError
@@ -10,6 +11,7 @@ from regimen.gym.conformance import message
 from regimen.gym.environment import Environment, Split, Task, Verdict
 from regimen.gym.environments.multiple_choice.tasks import NUM_TASKS, task_rows
 from regimen.gym.environments.multiple_choice.verify import extract_choice, letter_of
+from regimen.gym.generated import first_tasks
 
 
 class MultipleChoice(Environment):
@@ -27,10 +29,7 @@ class MultipleChoice(Environment):
 
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
         """The first `num_tasks` questions of `split`."""
-        if split not in NUM_TASKS:
-            raise ConfigError(f"unknown split {split!r}", expected=f"one of {', '.join(NUM_TASKS)}")
-        count = NUM_TASKS[split] if num_tasks is None else num_tasks
-        return [Task(index, row) for index, row in enumerate(task_rows(split, count, self.task_seed))]
+        return first_tasks(split, num_tasks, NUM_TASKS, partial(task_rows, seed=self.task_seed))
 
     def answer_fields(self, answer: str) -> dict[str, Any]:
         """The right letter."""

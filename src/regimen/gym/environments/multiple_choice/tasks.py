@@ -6,15 +6,14 @@ letter by chance. A question belongs to a split by the hash of what it asks, wha
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
-from regimen.errors import ConfigError
 from regimen.gym.environment import Split
+from regimen.gym.generated import in_turn
 
 NUM_TASKS: dict[Split, int] = {"train": 600, "validation": 120, "test": 200}
 MAX_ATTEMPTS = 5000
@@ -69,26 +68,7 @@ def task_row(choice: Choice, split: Split, seed: int) -> dict[str, Any]:
 
 def choices(split: Split, seed: int) -> Iterator[Choice]:
     """Questions of `split`, none twice, the kinds in turn."""
-    generators = {kind: random.Random(f"multiple_choice/{seed}/{split}/{kind}") for kind in KINDS}
-    seen: set[str] = set()
-    while True:
-        for kind, generator in generators.items():
-            yield _new_choice(kind, split, generator, seen)
-
-
-def _new_choice(kind: str, split: Split, generator: random.Random, seen: set[str]) -> Choice:
-    for _ in range(MAX_ATTEMPTS):
-        choice = KINDS[kind](generator)
-        if choice.key not in seen and split_of(choice.key) == split:
-            seen.add(choice.key)
-            return choice
-    raise ConfigError(f"there are no more {split} tasks of kind {kind!r}", fix="ask for fewer tasks")
-
-
-def split_of(key: str) -> Split:
-    """The split of a question: 60% train, 15% validation, 25% test, by hash."""
-    share = int.from_bytes(hashlib.sha256(f"multiple_choice/{key}".encode()).digest()[:4], "big") / 2**32
-    return "train" if share < 0.60 else "validation" if share < 0.75 else "test"
+    return in_turn("multiple_choice", KINDS, split, seed, MAX_ATTEMPTS)
 
 
 def _numbers(right: int, near: list[int], generator: random.Random) -> list[str]:
