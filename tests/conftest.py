@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny_model
 
 LEFT_OUT = {
     "slow": "minutes long; `make test-all` runs them",
@@ -23,13 +24,7 @@ deselected: Counter[str] = Counter()
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """`tests/fixtures/tiny_model.py`: makers of tiny random models and tokenizers."""
-    path = Path(__file__).parent / "fixtures" / "tiny_model.py"
-    spec = importlib.util.spec_from_file_location("tiny_model", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import residue
 
 from regimen.cli.main import main as regimen
 from regimen.gym.environment import load_environment
@@ -15,7 +16,7 @@ from regimen.gym.protocol import files_of
 from regimen.rollouts.reader import read_rollouts
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RESIDUE = f"{Path(__file__).with_name('test_grpo_loop.py')}:Residue"
+RESIDUE = f"{residue.__file__}:Residue"
 
 
 def collect(model: Path, output: Path, environment: str, *more: str) -> None:

@@ -8,29 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import residue
 
 from regimen.config.load import assignment, load_train_config
-from regimen.gym.environment import Environment, Task, Verdict
 from regimen.pipelines.train import train
 from regimen.tracking.jsonl import read_metrics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "grpo_loop.py"
 STEPS, TASKS, GROUP = 3, 2, 4
-
-
-class Residue(Environment):
-    """A reward that differs between an untrained model's answers: the sum of the bytes, modulo 7."""
-
-    name = "residue"
-    max_turns = 1
-
-    def tasks(self, split: Any, num_tasks: int | None = None) -> list[Task]:
-        numbers = range(12 if num_tasks is None else num_tasks)
-        return [Task(n, {"responses_create_params": {"input": f"{split} {n}: say something."}}) for n in numbers]
-
-    async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
-        text = output[-1]["content"][0]["text"] if output else ""
-        return Verdict(sum(text.encode()) % 7 / 6)
 
 
 def load_example() -> Any:
@@ -72,7 +57,7 @@ def pipeline_metrics(model: Path, folder: Path, environment: str) -> list[dict[s
 
 
 def test_losses_of_the_example_are_those_of_the_pipeline(tiny_folder: Path, tmp_path: Path) -> None:
-    environment = f"{__file__}:Residue"
+    environment = f"{residue.__file__}:Residue"
     expected = pipeline_metrics(tiny_folder, tmp_path / "run", environment)
     module = load_example()
     settings = module.Settings(

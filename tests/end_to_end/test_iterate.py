@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import residue
 import yaml
 
 from regimen.config.load import load_iterate_config
 from regimen.pipelines.iterate import iterate
 
-RESIDUE = f"{Path(__file__).with_name('test_grpo_loop.py')}:Residue"
+RESIDUE = f"{residue.__file__}:Residue"
 PLAY: dict[str, Any] = {"environment": {"name": RESIDUE}, "num_tasks": 4}
 
 

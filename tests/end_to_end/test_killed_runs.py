@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 
 from regimen.tracking.jsonl import read_metrics
 
@@ -39,22 +40,6 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-ENVIRONMENT = '''
-from regimen.gym.environment import Environment, Task, Verdict
-
-class Letters(Environment):
-    """Reward: the share of the answer's characters that are lower-case letters."""
-
-    name = "letters"
-
-    def tasks(self, split, num_tasks=None):
-        params = {"input": [{"role": "user", "content": "Write."}], "tools": []}
-        return [Task(index=i, row={"responses_create_params": params}) for i in range(num_tasks or 4)]
-
-    async def verify(self, session, task, output):
-        text = output[-1]["content"][0]["text"]
-        return Verdict(reward=sum(c.islower() for c in text) / max(1, len(text)))
-'''
 
 
 class Server:
@@ -109,18 +94,7 @@ def configuration(algorithm: str, model: Path, home: Path, name: str, num_steps:
         },
         "logger": {"tensorboard_enabled": False},
     }
-    if algorithm == "sft":
-        rows = [{"input": f"What is {i} + 1?", "output": f"It is {i + 1}."} for i in range(9)]
-        (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        entry = {"dataset_name": "ResponseDataset", "data_path": str(home / "rows.jsonl")}
-        tree["policy"]["train_global_batch_size"] = 4
-        tree["data"] = {"train": entry, "validation": entry}
-    else:
-        (home / "letters.py").write_text(ENVIRONMENT)
-        entry = {"dataset_name": "Environment", "env_name": f"{home / 'letters.py'}:Letters", "data_path": None}
-        tree["data"] = {split: {**entry, "split": split} for split in ("train", "validation")}
-        tree["policy"]["generation"] = {"max_new_tokens": 6, "temperature": 1.0}
-        tree["grpo"] |= {"num_prompts_per_step": 2, "num_generations_per_prompt": 3}
+    tiny_runs.with_small_data(tree, algorithm, home, 9, 4)
     path = home / f"{name}.json"
     path.write_text(json.dumps(tree))
     return path

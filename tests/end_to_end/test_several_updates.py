@@ -8,32 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import residue
 import torch
 from torch import Tensor
 
 from regimen.config.load import assignment, load_train_config
-from regimen.gym.environment import Environment, Task, Verdict
 from regimen.pipelines.train import train
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
 from regimen.tracking.jsonl import read_metrics
 
 STEPS, TASKS, GROUP, PART = 2, 2, 4, 4
 RATE = 3e-3  # so large that ratios of the second step are clipped
-
-
-class Residue(Environment):
-    """A reward that differs between an untrained model's answers: the sum of the bytes, modulo 7."""
-
-    name = "residue"
-    max_turns = 1
-
-    def tasks(self, split: Any, num_tasks: int | None = None) -> list[Task]:
-        numbers = range(12 if num_tasks is None else num_tasks)
-        return [Task(n, {"responses_create_params": {"input": f"{split} {n}: say something."}}) for n in numbers]
-
-    async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
-        text = output[-1]["content"][0]["text"] if output else ""
-        return Verdict(sum(text.encode()) % 7 / 6)
 
 
 def run_pipeline(model: Path, folder: Path, *, resume: bool = False, steps: int = STEPS) -> list[dict[str, Any]]:
@@ -47,7 +32,7 @@ def run_pipeline(model: Path, folder: Path, *, resume: bool = False, steps: int 
         "policy.train_global_batch_size": PART,
         "policy.optimizer.kwargs": {"lr": RATE, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8},
         "policy.generation.max_new_tokens": 10,
-        "data.train.env_name": f"{__file__}:Residue",
+        "data.train.env_name": f"{residue.__file__}:Residue",
         "data.train.dataset_name": "Environment",
         "data.shuffle": False,
         "grpo.num_prompts_per_step": TASKS,

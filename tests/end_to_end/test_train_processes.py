@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -10,9 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import tiny_runs
 
 from regimen.config.load import load_train_config
 from regimen.pipelines.run import SHARDS_FOLDER, STATE_FILE, checkpoints
@@ -21,20 +20,6 @@ from regimen.tracking.jsonl import read_metrics
 
 TIMEOUT = 300
 TWO = ["policy.dtensor_cfg.enabled=true", "cluster.num_processes=2"]
-
-
-def _runs() -> ModuleType:
-    """The configurations of the runs by one process."""
-    path = Path(__file__).with_name("test_train_tiny.py")
-    spec = importlib.util.spec_from_file_location("train_tiny", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-runs = _runs()
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -58,7 +43,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def written(algorithm: str, model: Path, folder: Path, **section: object) -> str:
-    tree = runs.configuration(algorithm, model, folder, folder / "two", **section)
+    tree = tiny_runs.configuration(algorithm, model, folder, folder / "two", **section)
     tree["policy"]["precision"] = "float32"
     path = folder / "config.json"
     path.write_text(json.dumps(tree))
@@ -74,7 +59,7 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
     assert code == 0, stderr
     assert stdout.count("done: 2 steps") == 1  # one process prints
     one = train(load_train_config(path, [f"checkpointing.checkpoint_dir={tmp_path / 'one'}"]))
-    rows, expected = runs.figures(tmp_path / "two"), runs.figures(one.folder)
+    rows, expected = tiny_runs.figures(tmp_path / "two"), tiny_runs.figures(one.folder)
     assert len(rows) == len(expected)
     for row, other in zip(rows, expected, strict=True):
         row.pop("train/micro_batches", None)
@@ -93,7 +78,7 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
     assert [path.name for path in checkpoints(tmp_path / "two") if (path / SHARDS_FOLDER).exists()] == [last.name]
     assert not (tmp_path / "two" / "model" / SHARDS_FOLDER).exists()
     assert not (tmp_path / "two" / "model" / STATE_FILE).exists()
-    difference = runs.weights(tmp_path / "two" / "model") - runs.weights(one.folder / "model")
+    difference = tiny_runs.weights(tmp_path / "two" / "model") - tiny_runs.weights(one.folder / "model")
     assert difference.abs().max() < 1e-3
 
 

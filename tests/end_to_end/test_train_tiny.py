@@ -12,40 +12,16 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
+from tiny_runs import TOOLS, chat, column, configuration, figures, run, weights, write_rows
 
 from regimen.config.load import load_train_config
 from regimen.errors import ConfigError, GenerationError, UsageError
 from regimen.pipelines.run import checkpoints
-from regimen.pipelines.train import TrainResult, train
 from regimen.tokens.template import Renderer
-from regimen.tracking.jsonl import read_metrics
 
-TOOLS = [{"type": "function", "function": {"name": "calculator", "description": "", "parameters": {"type": "object"}}}]
-# A reward that a random model's answers differ in.
-ENVIRONMENT = '''
-from regimen.gym.environment import Environment, Task, Verdict
-
-class Letters(Environment):
-    """Reward: the share of the answer's characters that are lower-case letters."""
-
-    name = "letters"
-
-    def tasks(self, split, num_tasks=None):
-        first = {"train": 0, "validation": 100, "test": 200}[split]
-        return [self._task(first + i) for i in range(num_tasks or 6)]
-
-    def _task(self, index):
-        params = {"input": [{"role": "user", "content": f"Write {index} letters."}], "tools": []}
-        return Task(index=index, row={"responses_create_params": params})
-
-    async def verify(self, session, task, output):
-        text = output[-1]["content"][0]["text"]
-        return Verdict(reward=sum(c.islower() for c in text) / max(1, len(text)))
-'''
 # Imports once, then a process for each run: [configuration, module, function, call at which it is killed].
 KILLED_RUNS = """
 import json, os, signal, sys
@@ -87,88 +63,6 @@ from regimen.pipelines.train import train
 result = train(load_train_config(sys.argv[1]), progress=lambda *_: time.sleep(0.4))
 print(result.stopped, result.num_steps, flush=True)
 """
-
-
-def chat(index: int, answer: str | None = None) -> dict[str, Any]:
-    call = {
-        "id": "c",
-        "type": "function",
-        "function": {"name": "calculator", "arguments": f'{{"expression": "{index}"}}'},
-    }
-    return {
-        "messages": [
-            {"role": "user", "content": f"What is {index} + 1?"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c", "content": str(index + 1)},
-            {"role": "assistant", "content": answer or f"It is {index + 1}."},
-        ],
-        "tools": TOOLS,
-    }
-
-
-def pair(index: int) -> dict[str, Any]:
-    good, bad = chat(index)["messages"], chat(index, "No idea.")["messages"]
-    completions = [{"rank": 0, "completion": good[1:]}, {"rank": 1, "completion": bad[1:]}]
-    return {"context": good[:1], "completions": completions, "tools": TOOLS}
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def configuration(algorithm: str, model: Path, data: Path, run: Path, **section: Any) -> dict[str, Any]:
-    """Two or more steps of an algorithm, small enough for a second."""
-    common = {
-        "defaults": f"quickstart/{algorithm}",
-        "policy": {
-            "model_name": str(model),
-            "train_micro_batch_tokens": 900,
-            "max_total_sequence_length": 1500,
-            "optimizer": {"kwargs": {"lr": 1e-3}},
-        },
-        "checkpointing": {"checkpoint_dir": str(run), "save_period": 1, "save_optimizer": True, "keep_top_k": 2},
-        "logger": {"tensorboard_enabled": False},
-    }
-    if algorithm == "grpo":
-        environment = data / "letters.py"
-        environment.write_text(ENVIRONMENT)
-        common["policy"]["generation"] = {"max_new_tokens": 8, "temperature": 1.0}
-        common["grpo"] = {"num_prompts_per_step": 2, "num_generations_per_prompt": 3, "max_num_epochs": 2, **section}
-        name = {"dataset_name": "Environment", "env_name": f"{environment}:Letters", "data_path": None}
-        common["data"] = {"train": {**name, "split": "train"}, "validation": {**name, "split": "validation"}}
-        return common
-    row, name = (chat, "openai_format") if algorithm == "sft" else (pair, "PreferenceDataset")
-    files = {"train": range(10, 18), "validation": range(30, 33)}
-    section = {"cache_reference_logprobs": False, **section} if algorithm == "dpo" else section
-    common["policy"]["train_global_batch_size"] = 3
-    common[algorithm] = {"max_num_epochs": 2, "val_period": 2, **section}
-    common["data"] = {
-        split: {"dataset_name": name, "data_path": write_rows(data / f"{split}.jsonl", [row(i) for i in numbers])}
-        for split, numbers in files.items()
-    }
-    return common
-
-
-def run(tree: dict[str, Any], **options: Any) -> TrainResult:
-    return train(load_train_config(tree), **options)
-
-
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """All logged figures but the clock's, one row a step and prefix."""
-    rows = read_metrics(folder / "metrics.jsonl")
-    return [row for row in rows if not any(name.startswith(("timing/", "performance/")) for name in row)]
-
-
-def column(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in read_metrics(folder / "metrics.jsonl") if name in row]
-
-
-def weights(folder: Path) -> torch.Tensor:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:

@@ -9,39 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
+from tiny_runs import figures, run
 
 from regimen.config.load import load_train_config
 from regimen.errors import NonFiniteError, RunError, UsageError
 from regimen.pipelines import guards
 from regimen.pipelines.run import STATE_FILE, checkpoints
-from regimen.pipelines.train import TrainResult, train
+from regimen.pipelines.train import train
 from regimen.tracking.jsonl import read_metrics
-
-ENVIRONMENT = '''
-import asyncio
-from regimen.gym.environment import Environment, Task, Verdict
-
-class Letters(Environment):
-    """Reward: the share of letters. The verifier answers late, and the longer the later the task began."""
-
-    name = "letters"
-    delay = 0.0
-
-    def tasks(self, split, num_tasks=None):
-        params = {"input": [{"role": "user", "content": "Write."}], "tools": []}
-        return [Task(index=i, row={"responses_create_params": params}) for i in range(num_tasks or 4)]
-
-    async def verify(self, session, task, output):
-        await asyncio.sleep(self.delay)
-        text = output[-1]["content"][0]["text"]
-        return Verdict(reward=sum(c.islower() for c in text) / max(1, len(text)))
-
-class Stuck(Letters):
-    name = "stuck"
-    delay = 600.0
-'''
 
 
 @pytest.fixture(autouse=True)
@@ -65,30 +43,10 @@ def configuration(algorithm: str, model: Path, home: Path, name: str = "run", **
         "checkpointing": {"checkpoint_dir": str(home / name), "save_period": 1, "save_optimizer": True},
         "logger": {"tensorboard_enabled": False},
     }
-    if algorithm == "sft":
-        rows = [{"input": f"What is {i} + 1?", "output": f"It is {i + 1}."} for i in range(6)]
-        (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        entry = {"dataset_name": "ResponseDataset", "data_path": str(home / "rows.jsonl")}
-        tree["policy"]["train_global_batch_size"] = 3
-        tree["data"] = {"train": entry, "validation": entry}
-    else:
-        (home / "letters.py").write_text(ENVIRONMENT)
-        entry = {"dataset_name": "Environment", "env_name": f"{home / 'letters.py'}:Letters", "data_path": None}
-        tree["data"] = {split: {**entry, "split": split} for split in ("train", "validation")}
-        tree["policy"]["generation"] = {"max_new_tokens": 6, "temperature": 1.0}
-        tree["grpo"] |= {"num_prompts_per_step": 2, "num_generations_per_prompt": 3}
+    tiny_runs.with_small_data(tree, algorithm, home, 6, 3)
     for section, values in sections.items():
         tree[section] = {**tree.get(section, {}), **values}
     return tree
-
-
-def run(tree: dict[str, Any], **options: Any) -> TrainResult:
-    return train(load_train_config(tree), **options)
-
-
-def figures(folder: Path) -> list[dict[str, Any]]:
-    rows = read_metrics(folder / "metrics.jsonl")
-    return [row for row in rows if not any(name.startswith(("timing/", "performance/")) for name in row)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tiny_folder: Path, tmp_path: Path) -> None:
@@ -120,7 +78,7 @@ def test_a_batch_that_does_not_balance_stops_the_run(
 def test_an_environment_that_hangs_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     tree = configuration("grpo", tiny_folder, tmp_path, run={"stage_timeout": 1.5})
     for entry in tree["data"].values():
-        entry["env_name"] = entry["env_name"].replace(":Letters", ":Stuck")
+        entry["env_name"] = entry["env_name"].replace(":Alike", ":Stuck")
     with pytest.raises(RunError, match=r"no progress for 1\.5 s in the stage 'generation'.*run\.stage_timeout"):
         run(tree)
     assert "stage: generation" in (tmp_path / "run" / "failures" / "hang_generation.txt").read_text()

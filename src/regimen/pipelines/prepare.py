@@ -149,7 +149,8 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
     sequences = [sequence for example in examples for sequence in example.sequences]
     cache = ReferenceCache.of(config, renderer, sequences) if config.dpo.cache_reference_logprobs else None
     values = None if cache is None else cache.load()
-    if values is None or not all(current_ranks().gather(values is not None)):  # computed by all processes or by none
+    is_kept = all(current_ranks().gather(values is not None))  # computed by all processes or by none
+    if values is None or not is_kept:
         reference = load_policy(config, train=False)
         # Each by itself: pairs are numbered anew in each data set, and nothing here compares their sides.
         alone = [replace(sequence, pair=-1) for sequence in sequences]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import many_processes as many
 import numpy as np
 import pytest
 import torch
@@ -19,20 +18,8 @@ from regimen.policy.dtensor import _padded, divide
 from regimen.policy.ranks import connected
 from regimen.tokens.forest import TrainingSequence, build_forest
 
-SCRIPT = Path(__file__).parents[2] / "fixtures" / "many_processes.py"
+SCRIPT = Path(many.__file__)
 TIMEOUT = 300
-
-
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("many_processes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-many = _module()
 
 
 def results_of_two(part: str, folder: Path) -> list[dict[str, Any]]:
