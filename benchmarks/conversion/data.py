@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPEATS = 8
 MEAN_ROW = 14_300  # bytes, as generated
@@ -38,8 +39,9 @@ def write_rollouts(path: Path, num_bytes: int, seed: int = 0) -> int:
 
 def _in_completion_order(generator: random.Random, num_tasks: int) -> Iterator[dict[str, object]]:
     in_flight: list[dict[str, object]] = []
+    shop = _shop(generator)
     for task in range(num_tasks):
-        shared = _task(generator)
+        shared = _task(generator, shop)
         difficulty = generator.random()
         in_flight.extend(_row(generator, shared, task, repeat, difficulty) for repeat in range(REPEATS))
         while len(in_flight) > WINDOW:
@@ -54,7 +56,8 @@ def _text(generator: random.Random, num_words: int) -> str:
     return " ".join(generator.choices(WORDS, k=num_words))
 
 
-def _task(generator: random.Random) -> dict[str, object]:
+def _shop(generator: random.Random) -> dict[str, object]:
+    """What all tasks of the environment have: the tools, and the policy in the system prompt."""
     tools = [
         {
             "type": "function",
@@ -72,11 +75,14 @@ def _task(generator: random.Random) -> dict[str, object]:
         }
         for name in TOOL_NAMES
     ]
-    prompt = [
-        {"type": "message", "role": "system", "content": "You help customers of a shop. " + _text(generator, 150)},
-        {"type": "message", "role": "user", "content": f"Case {generator.getrandbits(32)}: " + _text(generator, 60)},
-    ]
-    params = dict.fromkeys(NULL_KEYS) | {"input": prompt, "tools": tools, "tool_choice": "auto"}
+    policy = {"type": "message", "role": "system", "content": "You help customers of a shop. " + _text(generator, 150)}
+    return {"input": [policy], "tools": tools, "tool_choice": "auto"}
+
+
+def _task(generator: random.Random, shop: dict[str, Any]) -> dict[str, object]:
+    case = f"Case {generator.getrandbits(32)}: " + _text(generator, 60)
+    params = dict.fromkeys(NULL_KEYS) | shop
+    params["input"] = [*shop["input"], {"type": "message", "role": "user", "content": case}]
     return params | {"parallel_tool_calls": True, "temperature": 0.8, "top_p": 1.0}
 
 

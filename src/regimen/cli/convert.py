@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -17,9 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from regimen.cli.progress import PatientReport, shown_progress
-from regimen.convert.command import training_command
 from regimen.convert.ledger import meaning_of
-from regimen.convert.manifest import Manifest
 from regimen.convert.options import (
     DEFAULT_HIGH,
     DEFAULT_LOW,
@@ -29,8 +27,11 @@ from regimen.convert.options import (
     ConvertOptions,
     parse_mix,
 )
-from regimen.pipelines.convert import convert as convert_rollouts
-from regimen.pipelines.convert import processes_for
+from regimen.rollouts.processes import Processes, processes_for
+from regimen.rollouts.sources import checked_paths
+
+if TYPE_CHECKING:
+    from regimen.convert.manifest import Manifest
 
 
 class TargetChoice(StrEnum):
@@ -173,7 +174,11 @@ def convert(
         seed=seed,
         max_bad=max_bad,
     )
-    with shown_progress() as report:
+    number = processes or processes_for(checked_paths(rollouts))
+    with Processes(number, module="regimen.pipelines.pieces") as at_work, shown_progress() as report:
+        at_work.start()
+        from regimen.pipelines.convert import convert as convert_rollouts  # while the processes import, too
+
         manifest = convert_rollouts(
             rollouts,
             to.value,
@@ -182,7 +187,8 @@ def convert(
             tasks=tasks,
             overwrite=overwrite,
             verify=verify,
-            num_processes=processes or processes_for(rollouts),
+            num_processes=number,
+            processes=at_work,
             engine="ray" if engine is EngineChoice.ray else "local",
             progress=PatientReport(report),
         )
@@ -194,6 +200,8 @@ def convert(
 
 def print_manifest(manifest: Manifest, out: Path, console: Console) -> None:
     """The ledger, the files, the warnings and the command that trains on them, short."""
+    from regimen.convert.command import training_command  # numpy takes as long to load as all the rest
+
     console.print(ledger_table(manifest))
     for name, count in {**manifest.ledger.uses, **manifest.ledger.notes}.items():
         console.print(f"  {name.replace('_', ' ')}: {count}", highlight=False)

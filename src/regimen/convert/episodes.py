@@ -30,17 +30,39 @@ from regimen.rollouts.usual import Told
 
 ASKED = ("instructions", "input", "tools")
 
+
+class _Object(msgspec.Struct):
+    """Any JSON object; its members are looked at no further."""
+
+
+OBJECT = msgspec.json.Decoder(_Object)
 Message = dict[str, Any]
 RowKey = tuple[str, int]
 NO_SEQUENCES = msgspec.msgpack.encode([])
-OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 SEQUENCES = msgspec.msgpack.Decoder(list[TokenSequence])
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What an episode was asked, made once for repeats that ask the same: the request, then what it is as chat.
+
+    `key` is equal for equal prompts and tools, `tools_key` for equal tools. Messages do not tell hidden reasoning and
+    who was the developer.
+    """
+
+    params: dict[str, Any]
+    prompt: list[Message]
+    tools: list[dict[str, Any]]
+    key: str
+    tools_key: bytes
+    reasoning_characters: int
+    num_hidden_reasoning: int
+    num_developer_messages: int
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
     """One scored episode.
 
-    `asked` is what prompt and tools were made of, `prompt_key` is equal for equal ones. `num_sampled` counts the
+    `asked` is what prompt and tools come from, `prompt_key` is equal for equal ones. `num_sampled` counts the
     sampled ids of the rollout. `packed` holds its token sequences (`num_sequences` of them) in a sixth of the memory
     that Python's numbers take. `reasoning_characters` stay counted when the reasoning is dropped; hidden reasoning
     came encrypted, without text.
@@ -64,7 +86,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_characters: int = 0
     num_hidden_reasoning: int = 0
     num_developer_messages: int = 0
-    asked: list[Any] = []
+    asked: Asked | None = None
 
     @property
     def key(self) -> RowKey:
@@ -119,12 +141,12 @@ def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
     `like` is an episode that may have been asked the same: then its prompt and tools are taken over, not mapped again.
     """
     assert rollout.reward is not None
-    asked, prompt, tools, prompt_key = _asked(rollout.params, like)
+    asked = _asked(rollout.params, like)
     completion = output_messages(rollout.output)
     has_ids = any(SAMPLED_IDS in item for item in rollout.output)
     sequences = sequences_of(turns_of(rollout.output)) if has_ids else []
     tokenizer, template = fingerprints(rollout)
-    hidden, developer = _unwritten(rollout.params, rollout.output)
+    hidden, developer = _unwritten(rollout.output)
     return Episode(
         source=rollout.source,
         task_id=rollout.task_id,
@@ -132,19 +154,19 @@ def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
         rollout_index=rollout.rollout_index,
         environment=rollout.environment,
         reward=rollout.reward,
-        prompt=prompt,
+        prompt=asked.prompt,
         completion=completion,
-        tools=tools,
+        tools=asked.tools,
         asked=asked,
-        prompt_key=prompt_key,
+        prompt_key=asked.key,
         packed=msgspec.msgpack.encode(sequences),
         num_sequences=len(sequences),
         num_sampled=sum(sequence.num_trained for sequence in sequences),
         tokenizer=tokenizer,
         template=template,
-        reasoning_characters=sum(len(message.get("reasoning_content", "")) for message in [*prompt, *completion]),
-        num_hidden_reasoning=hidden,
-        num_developer_messages=developer,
+        reasoning_characters=asked.reasoning_characters + _reasoning_characters(completion),
+        num_hidden_reasoning=asked.num_hidden_reasoning + hidden,
+        num_developer_messages=asked.num_developer_messages + developer,
     )
 
 
@@ -159,9 +181,8 @@ def episode_told(
 ) -> Episode:
     """The episode of a row of the usual shape: what `episode_of` makes of its rollout, in less time."""
     assert row.reward is not None
-    asked, prompt, tools, prompt_key = _asked(params, like)
+    asked = _asked(params, like)
     tokenizer, template = _stamped(told.stamp)
-    hidden, developer = _unwritten(params, [])
     return Episode(
         source=source,
         task_id=row.task_id,
@@ -169,35 +190,48 @@ def episode_told(
         rollout_index=row.rollout_index,
         environment=row.environment,
         reward=row.reward,
-        prompt=prompt,
+        prompt=asked.prompt,
         completion=told.completion,
-        tools=tools,
+        tools=asked.tools,
         asked=asked,
-        prompt_key=prompt_key,
+        prompt_key=asked.key,
         packed=NO_SEQUENCES,
         num_sequences=0,
         num_sampled=0,
         tokenizer=tokenizer,
         template=template,
-        reasoning_characters=sum([len(m.get("reasoning_content", "")) for m in [*prompt, *told.completion]]),
-        num_hidden_reasoning=hidden,
-        num_developer_messages=developer,
+        reasoning_characters=asked.reasoning_characters + told.reasoning_characters,
+        num_hidden_reasoning=asked.num_hidden_reasoning,
+        num_developer_messages=asked.num_developer_messages,
     )
 
 
-def _asked(params: dict[str, Any], like: Episode | None) -> tuple[list[Any], list[Message], list[Message], str]:
-    """What was asked: as it stands in the request, as prompt and tools, and their key."""
-    asked = [params.get(name) for name in ASKED]
-    if like is not None and asked == like.asked:
-        return asked, like.prompt, like.tools, like.prompt_key
-    prompt, tools = input_messages(params), chat_tools(params)
-    return asked, prompt, tools, digest([with_numbered_calls(prompt), tools])
-
-
-def _unwritten(params: dict[str, Any], output: list[dict[str, Any]]) -> tuple[int, int]:
-    """How many reasoning items have no text, and how many messages were the developer's: messages say neither."""
+def _asked(params: dict[str, Any], like: Episode | None) -> Asked:
+    known = None if like is None else like.asked
+    if known is not None and (params is known.params or _ask_the_same(params, known.params)):
+        return known
+    prompt = input_messages(params)
+    if known is not None and params.get("tools") is known.params.get("tools"):
+        tools, tools_key = known.tools, known.tools_key
+    else:
+        tools = chat_tools(params)
+        tools_key = canonical_bytes(tools)
     given = params.get("input")
-    items = [*cast("list[dict[str, Any]]", given), *output] if isinstance(given, list) else output
+    hidden, developer = _unwritten(cast("list[dict[str, Any]]", given) if isinstance(given, list) else [])
+    key = xxh3_128_hexdigest(b"\n".join((canonical_bytes(with_numbered_calls(prompt)), tools_key)))
+    return Asked(params, prompt, tools, key, tools_key, _reasoning_characters(prompt), hidden, developer)
+
+
+def _ask_the_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(name) == other.get(name) for name in ASKED)
+
+
+def _reasoning_characters(messages: list[Message]) -> int:
+    return sum([len(message.get("reasoning_content", "")) for message in messages])
+
+
+def _unwritten(items: list[dict[str, Any]]) -> tuple[int, int]:
+    """How many reasoning items have no text, and how many messages were the developer's: messages say neither."""
     hidden = developer = 0
     for item in items:
         if item.get("encrypted_content"):
@@ -272,13 +306,11 @@ def _reasoned(message: Message, mode: Reasoning) -> Message:
 
 def num_invalid_arguments(episode: Episode) -> int:
     """Tool calls whose arguments are not a JSON object; they are kept as the text they are."""
-    arguments = [
-        call["function"]["arguments"]
-        for message in episode.completion
-        if "tool_calls" in message
-        for call in message["tool_calls"]
-    ]
-    return len(arguments) - sum(map(_is_json_object, arguments))
+    found = 0
+    for message in episode.completion:
+        for call in message.get("tool_calls", ()):
+            found += not _is_json_object(call["function"]["arguments"])
+    return found
 
 
 def _is_json_object(text: str) -> bool:
@@ -301,16 +333,26 @@ def text_key(episode: Episode) -> bytes:
 def text_keys(episodes: Sequence[Episode]) -> dict[RowKey, Hashable]:
     """A key for each episode, equal among these episodes for completions that say the same.
 
-    Contents alone tell most of them apart; only where they do not is everything else looked at.
+    What was said last tells most of them apart, then all contents; only where neither does is everything looked at.
     """
-    contents = {
-        episode.key: tuple(_hashable(message["content"]) for message in episode.completion) for episode in episodes
-    }
-    counts = Counter(contents.values())
-    return {
-        episode.key: (found, text_key(episode)) if counts[found := contents[episode.key]] > 1 else found
-        for episode in episodes
-    }
+    keys: dict[RowKey, Hashable] = {episode.key: _last_content(episode) for episode in episodes}
+    for finer in (_contents, text_key):
+        counts = Counter(keys.values())
+        if len(counts) == len(episodes):
+            break
+        for episode in episodes:
+            key = keys[episode.key]
+            if counts[key] > 1:
+                keys[episode.key] = (key, finer(episode))
+    return keys
+
+
+def _last_content(episode: Episode) -> Hashable:
+    return _hashable(episode.completion[-1]["content"]) if episode.completion else None
+
+
+def _contents(episode: Episode) -> Hashable:
+    return tuple([_hashable(message["content"]) for message in episode.completion])
 
 
 def _hashable(content: str | list[dict[str, Any]]) -> str | bytes:

@@ -29,8 +29,9 @@ def note_episodes(episodes: Iterable[Episode], reasoning: Reasoning, ledger: Led
             ledger.note("rows_with_hidden_reasoning")
         if episode.num_developer_messages:
             ledger.note("rows_with_developer_messages")
-        messages = [*episode.prompt, *episode.completion]
-        if any("refusal" in message for message in messages):
-            ledger.note("rows_with_refusals")
-        if list in [type(message["content"]) for message in messages]:
-            ledger.note("rows_with_images")
+        has_refusals = has_images = False
+        for message in (*episode.prompt, *episode.completion):
+            has_refusals = has_refusals or "refusal" in message
+            has_images = has_images or type(message["content"]) is list
+        ledger.note("rows_with_refusals", has_refusals)
+        ledger.note("rows_with_images", has_images)

@@ -106,6 +106,8 @@ def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     if len(group) == 1:
         return list(group)
     keys = text_keys(group)
+    if len(set(keys.values())) == len(group):
+        return list(group)
     seen: set[Hashable] = set()
     distinct: list[Episode] = []
     for episode in sorted(group, key=rank):

@@ -11,10 +11,9 @@ Refuses: a folder in use, options without a meaning for the target, an input tha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +22,7 @@ import msgspec
 
 from regimen.convert import dpo, grpo, sft
 from regimen.convert.balance import MixCount, balanced_rows, mixed_tasks
-from regimen.convert.episodes import RowKey, episode_of
+from regimen.convert.episodes import episode_of
 from regimen.convert.folder import folder_written_whole
 from regimen.convert.manifest import InputFile, Manifest, now, rewards_of, tool_version, write_manifest
 from regimen.convert.options import FORMATS, ConvertOptions, check_for_target, with_reasoning
@@ -45,14 +44,11 @@ from regimen.pipelines.pieces import piece_of
 from regimen.pipelines.selection import Recipe, Work
 from regimen.pipelines.verify import verify_folder
 from regimen.rollouts.index import RolloutIndex
-from regimen.rollouts.indexed import IndexedRow
 from regimen.rollouts.lines import decode_row
 from regimen.rollouts.processes import Processes
 from regimen.rollouts.sources import STDIN, Kind, Paths, checked_paths, kind_of, open_lines
 
 ROWS_OF_A_PIECE = 512
-WORTH_A_PROCESS = 32 << 20  # bytes; below, starting a process takes longer than it saves
-MOST_PROCESSES = 16
 FILES_TO_LEARN_FROM = 64
 
 Result = TypeVar("Result")
@@ -70,6 +66,7 @@ def convert(
     overwrite: bool = False,
     verify: bool = False,
     num_processes: int = 1,
+    processes: Processes | None = None,
     engine: Engine = "local",
     progress: Progress | None = None,
 ) -> Manifest:
@@ -78,7 +75,8 @@ def convert(
     `verify` reads every written row back and compares it with its rollouts; a difference is a `ConvertError`.
     `tasks` names the task rows where they do not stand beside the rollouts as `*_materialized_inputs.jsonl`.
     With the engine `ray` the second pass runs on the machines of a Ray cluster, which must see the files and the folder
-    under the same names. `progress` hears (stage, done, total) as the work goes on.
+    under the same names. `processes` are the caller's own, in place of new ones. `progress` hears (stage, done, total)
+    as the work goes on.
     """
     options = options or ConvertOptions()
     check_for_target(options, to)
@@ -88,15 +86,15 @@ def convert(
     files = inputs_of(paths, tasks, options.against)
     with (
         ThreadPoolExecutor(1) as hashing,  # beside the passes: hashing does not hold the interpreter
-        Processes(num_processes) as processes,
+        nullcontext(processes) if processes else Processes(num_processes) as at_work,
         folder_written_whole(out, overwrite) as folder,
         _kept_quarantine(folder, out),
     ):
         inputs = hashing.submit(described, files)
         report = progress or _silent
         alike = _truth_fields(paths) if to == "grpo" else []
-        with _index_of(paths, tasks, options, alike, folder, processes, report) as index:
-            conversion = _Conversion(index, to, options, alike, folder, processes, engine, report)
+        with _index_of(paths, tasks, options, alike, folder, at_work, report) as index:
+            conversion = _Conversion(index, to, options, alike, folder, at_work, engine, report)
             totals = conversion.run()
             _judge(totals, index, options)
             piped = [(index.plain_path(index.files.index(str(STDIN))), "rollouts")] if STDIN in paths else []
@@ -106,18 +104,6 @@ def convert(
                 manifest = msgspec.structs.replace(manifest, verified_rows=verified)
         write_manifest(manifest, folder)
     return manifest
-
-
-def num_cores() -> int:
-    """The cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processes_for(rollouts: Paths) -> int:
-    """One process for each core, as far as the files are worth it."""
-    paths = checked_paths(rollouts)
-    size = sum(path.stat().st_size for path in paths if path.is_file())
-    return max(1, min(num_cores(), MOST_PROCESSES, size // WORTH_A_PROCESS))
 
 
 @contextmanager
@@ -296,36 +282,16 @@ class _Conversion:
     def _pieces(self, common: Work) -> Iterator[Work]:
         """The tasks in pieces, and the pairs across tasks last."""
         self.num_tokens = 0
-        for groups in self._stretches():
-            keys = {group[0].task_id for group in groups}
-            yield Work(
-                recipe=common.recipe,
-                groups=groups,
-                limits=_of_tasks(common.limits, keys),
-                copies=_of_tasks(common.copies, keys),
-                awaited=self._awaited_in(groups, common.awaited),
-            )
+        folder = str(self.folder) if self.processes.number > 1 or self.engine == "ray" else None
+        for tasks in self.index.batches(ROWS_OF_A_PIECE):
+            self.num_tokens += tasks.num_sampled
+            work = Work(recipe=common.recipe, tasks=tasks, folder=folder)
+            if common.limits is not None or common.copies is not None or common.awaited:
+                _decide(work, common)
+            yield work
         for start in range(0, len(common.pairs), ROWS_OF_A_PIECE):
-            yield Work(recipe=common.recipe, pairs=common.pairs[start : start + ROWS_OF_A_PIECE])
-
-    def _awaited_in(self, groups: list[list[IndexedRow]], awaited: frozenset[RowKey]) -> frozenset[RowKey]:
-        """Those of the awaited rows that stand in `groups`: a piece carries no other's."""
-        if not awaited:
-            return awaited
-        return awaited.intersection(self.recipe.key(row) for group in groups for row in group)
-
-    def _stretches(self) -> Iterator[list[list[IndexedRow]]]:
-        groups: list[list[IndexedRow]] = []
-        num_rows = 0
-        for group in self.index.groups():
-            groups.append(group)
-            num_rows += len(group)
-            self.num_tokens += sum(row.num_sampled for row in group)
-            if num_rows >= ROWS_OF_A_PIECE:
-                yield groups
-                groups, num_rows = [], 0
-        if groups:
-            yield groups
+            pairs = common.pairs[start : start + ROWS_OF_A_PIECE]
+            yield Work(recipe=common.recipe, pairs=pairs, folder=folder)
 
     def _write(self, prepared: Work, recipe: Recipe) -> Totals:
         common = msgspec.structs.replace(prepared, recipe=recipe)
@@ -337,6 +303,15 @@ class _Conversion:
                 done += piece.num_rows
                 self.report("convert", done, self.index.num_rows)
         return totals
+
+
+def _decide(work: Work, common: Work) -> None:
+    """Give the piece what was decided over its own tasks, and no other's."""
+    groups = list(work.groups)
+    task_ids = {group[0].task_id for group in groups}
+    work.limits, work.copies = _of_tasks(common.limits, task_ids), _of_tasks(common.copies, task_ids)
+    if common.awaited:
+        work.awaited = common.awaited.intersection(common.recipe.key(row) for group in groups for row in group)
 
 
 def _of_tasks(figures: dict[str, int] | None, task_ids: set[str]) -> dict[str, int] | None:

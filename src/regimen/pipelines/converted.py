@@ -7,8 +7,9 @@ error of a conversion that leaves nothing. Of every written row 8 bytes stay in 
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -31,21 +32,46 @@ from regimen.rollouts.sources import STDIN
 from regimen.rollouts.writer import JsonLinesWriter
 
 QUARANTINE = "quarantine.jsonl"
+MOST_WAITING = 2  # pieces that wait to be written, for each file
 GROUPS_OF_AN_ERROR = 100_000  # tasks whose rewards an error message looks at
 
 
 class _Output:
-    """A file that is written and hashed in one go."""
+    """A file that is written and hashed in one go, by a thread: neither holds the interpreter."""
 
     def __init__(self, path: Path) -> None:
-        self.file: BinaryIO = path.open("wb")
+        self.file: BinaryIO = path.open("wb", buffering=0)
         self.hash = xxhash.xxh3_128()
         self.size = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
 
-    def write(self, data: bytes) -> None:
-        self.file.write(data)
+    def write(self, lines: bytes | str) -> None:
+        """Write lines, or those of a file, later; raises what a write before it met."""
+        self._waiting.append(self._thread.submit(self._write, lines))
+        if len(self._waiting) > MOST_WAITING:
+            self._waiting.popleft().result()
+
+    def _write(self, lines: bytes | str) -> None:
+        if isinstance(lines, str):
+            data = Path(lines).read_bytes()
+            Path(lines).unlink()
+        else:
+            data = lines
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.file.write(rest) :]
         self.hash.update(data)
         self.size += len(data)
+
+    def close(self) -> None:
+        """Wait for everything to be written."""
+        try:
+            while self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+            self.file.close()
 
 
 class Totals:
@@ -122,7 +148,7 @@ class Totals:
 
     def _close(self) -> None:
         for output in self._files.values():
-            output.file.close()
+            output.close()
         if self._quarantine is not None:
             self._quarantine.close()
 

@@ -5,8 +5,10 @@ In: a `Work`. Out: a `Piece`, which can come from another process. Refuses nothi
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,14 +23,15 @@ from regimen.rollouts.report import BadRow
 from regimen.rollouts.writer import encode_row
 
 BUCKETS = {"train": "trained", "val": "validation"}
+WORTH_A_FILE = 1 << 17  # bytes
 ENCODER = msgspec.json.Encoder()
 
 
 class Written(msgspec.Struct):
-    """Lines for one side: rows, their sidecar, and how many tasks they are of."""
+    """Lines for one side: rows, their sidecar, and how many tasks they are of. A name is that of a file with them."""
 
-    rows: bytes = b""
-    records: bytes = b""
+    rows: bytes | str = b""
+    records: bytes | str = b""
     num_rows: int = 0
     num_tasks: int = 0
     prompts: list[int] = []
@@ -70,22 +73,34 @@ def piece_of(work: Work) -> Piece:
         environments=Counter(),
     )
     lines: dict[str, tuple[list[bytes], list[bytes]]] = {side: ([], []) for side in SIDES}
+    shared = _Shared()
     with stage.reader:
         for group in work.groups:
             stage.reader.met_odd_rows = False  # how a row is written must not depend on the tasks before it
             rows = stage.scored(group)
             piece.num_rows += len(group)
             _count_task(piece, group, rows)
-            _write(stage, piece, EXAMPLES[work.recipe.to](stage, rows) if rows else [], lines)
+            _write(stage, piece, EXAMPLES[work.recipe.to](stage, rows) if rows else [], lines, shared)
         if work.pairs:
             stage.reader.met_odd_rows = False
-            _write(stage, piece, stage.pairs_across(), lines)
+            _write(stage, piece, stage.pairs_across(), lines, shared)
     for side, (rows_of, records_of) in lines.items():
         written: Written = getattr(piece, side)
-        written.rows, written.records = b"".join(rows_of), b"".join(records_of)
+        written.rows = _kept(b"".join(rows_of), work.folder)
+        written.records = _kept(b"".join(records_of), work.folder)
     stage.ledger.forget_keys()
     stage.screen.rest()
     return piece
+
+
+def _kept(lines: bytes, folder: str | None) -> bytes | str:
+    """The lines, or the name of a file for them: to send many from process to process takes longer than a file."""
+    if folder is None or len(lines) < WORTH_A_FILE:
+        return lines
+    number, name = tempfile.mkstemp(suffix=".piece", dir=folder)
+    with open(number, "wb") as file:  # noqa: PTH123
+        file.write(lines)
+    return name
 
 
 def _count_task(piece: Piece, group: Sequence[IndexedRow], rows: Sequence[IndexedRow]) -> None:
@@ -96,19 +111,23 @@ def _count_task(piece: Piece, group: Sequence[IndexedRow], rows: Sequence[Indexe
 
 
 def _write(
-    stage: Stage, piece: Piece, examples: Sequence[Example], lines: dict[str, tuple[list[bytes], list[bytes]]]
+    stage: Stage,
+    piece: Piece,
+    examples: Sequence[Example],
+    lines: dict[str, tuple[list[bytes], list[bytes]]],
+    shared: _Shared,
 ) -> None:
     """Encode the examples of one task, or of pairs across tasks, and count their rows."""
     recipe, copies, is_odd = stage.recipe, stage.work.copies, stage.reader.met_odd_rows
     counted: set[RowKey] = set()
     tasks: set[str] = set()
-    kept: dict[str, list[object]] = {side: [] for side in SIDES}
+    kept: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for example in examples:
         side = recipe.side(example.task_id)
         bucket = _left_out(stage, example, side)
         keys = [key for key in example.keys if key not in counted] if counted else example.keys
         counted.update(keys)
-        stage.ledger.count_rows(keys, bucket or BUCKETS[side], sum([stage.tokens_of[key] for key in keys]))
+        stage.ledger.count_rows(keys, bucket or BUCKETS[side], sum(map(stage.tokens_of.__getitem__, keys)))
         if bucket is not None:
             continue
         times = copies[example.task_id] if copies is not None and side == "train" else 1
@@ -128,7 +147,7 @@ def _write(
             piece.truth_nowhere += 1
     for side, rows in kept.items():
         if rows:
-            lines[side][0].append(_lines(rows, is_odd))
+            lines[side][0].append(_lines(rows if is_odd else shared.encoded(rows), is_odd))
 
 
 def _left_out(stage: Stage, example: Example, side: str) -> str | None:
@@ -148,6 +167,38 @@ def _lines(rows: Sequence[object], are_odd: bool) -> bytes:
         return ENCODER.encode_lines(rows)
     except (UnicodeEncodeError, OverflowError):
         return b"".join(map(_encoded, rows))
+
+
+class _Shared:
+    """Encodes once what rows have in common: the messages that the rows of a task begin with, and tools."""
+
+    def __init__(self) -> None:
+        self._tools: tuple[object, msgspec.Raw] = None, msgspec.Raw(b"null")
+
+    def encoded(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of a task with what they share encoded already; as they are where that cannot be."""
+        try:
+            if "tools" in rows[0] and rows[0]["tools"] is not self._tools[0]:
+                self._tools = rows[0]["tools"], msgspec.Raw(ENCODER.encode(rows[0]["tools"]))
+            conversations = [row["messages"] for row in rows] if len(rows) > 1 and "messages" in rows[0] else []
+            begin = [msgspec.Raw(ENCODER.encode(message)) for message in _common(conversations)]
+        except (UnicodeEncodeError, OverflowError):
+            return rows
+        tools, encoded_tools = self._tools
+        made: list[dict[str, Any]] = []
+        for row in rows:
+            begun = {"messages": [*begin, *row["messages"][len(begin) :]]} if begin else {}
+            common = {"tools": encoded_tools} if tools is not None and row.get("tools") is tools else {}
+            made.append({**row, **begun, **common})
+        return made
+
+
+def _common(lists: list[Any]) -> Iterator[object]:
+    """The objects that all lists begin with."""
+    for same in zip(*lists, strict=False):
+        if any(value is not same[0] for value in same):
+            return
+        yield same[0]
 
 
 def _keep_nearest(piece: Piece, side: str, task_id: str, recipe: Recipe) -> None:

@@ -9,10 +9,10 @@ back as a `BadRow`, counted as quarantined.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ from regimen.convert.sidecar import Example
 from regimen.convert.split import task_position
 from regimen.errors import RolloutError
 from regimen.rollouts.indexed import IndexedRow, RowReader
+from regimen.rollouts.packed import PackedRows
 from regimen.rollouts.records import Source
 from regimen.rollouts.report import BadRow, bad_row
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 SIDES: tuple[str, ...] = ("train", "val")
 Made = TypeVar("Made", Episode, grpo.TaskRollout)
-GROUPS = msgspec.msgpack.Decoder(list[list[IndexedRow]])
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,24 +65,21 @@ class Work(msgspec.Struct, kw_only=True):
     """One piece: whole tasks, and what was decided over all of them; or pairs of rows of different tasks.
 
     `limits` rows stay of each task (balance), each task stands `copies` times (mix), `awaited` rows have a partner in
-    another task.
+    another task. With a `folder`, what is much is left there as files.
     """
 
     recipe: Recipe
-    groups: list[list[IndexedRow]] = []
+    tasks: PackedRows | None = None
     limits: dict[str, int] | None = None
     copies: dict[str, int] | None = None
     awaited: frozenset[RowKey] = frozenset()
     pairs: list[tuple[IndexedRow, IndexedRow]] = []
+    folder: str | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        groups = msgspec.msgpack.encode(self.groups)  # ten times as fast as pickling row by row
-        return _work, (groups, self.recipe, self.limits, self.copies, self.awaited, self.pairs)
-
-
-def _work(groups: bytes, recipe: Recipe, *decided: Any) -> Work:
-    names = ("limits", "copies", "awaited", "pairs")
-    return Work(recipe=recipe, groups=GROUPS.decode(groups), **dict(zip(names, decided, strict=True)))
+    @property
+    def groups(self) -> Iterator[list[IndexedRow]]:
+        """The rows of one task after the other."""
+        return iter(()) if self.tasks is None else self.tasks.tasks()
 
 
 class Stage:
@@ -98,6 +95,7 @@ class Stage:
         self.tokens_of: dict[RowKey, int] = {}
         self.tokenizers: Counter[str] = Counter()
         self.templates: Counter[str] = Counter()
+        self._last: Episode | None = None
 
     def scored(self, group: Sequence[IndexedRow]) -> list[IndexedRow]:
         """The rows of a task that go on; failures and screened rows are counted."""
@@ -125,14 +123,15 @@ class Stage:
         self.bad.append(bad_row(self.reader.line(row), Source(*key), str(error)))
         self.ledger.count(key, "quarantined", row.num_sampled)
 
-    def made(self, row: IndexedRow, make: Callable[[RowReader, IndexedRow], Made]) -> Made | None:
-        """The record that `make` makes of a row; None where it is broken or has none, which is counted."""
+    def made(self, row: IndexedRow, make: Callable[..., Made], *like: Made | None) -> Made | None:
+        """The record that `make` makes of a row; None where it is broken, which is counted. `like` is for `make`."""
         try:
-            record = make(self.reader, row)
+            record = make(self.reader, row, *like)
         except RolloutError as error:
             self._set_aside(row, error)
             return None
-        self.prompt_of[record.key], self.tokens_of[record.key] = record.prompt_key, row.num_sampled
+        key = record.key
+        self.prompt_of[key], self.tokens_of[key] = record.prompt_key, row.num_sampled
         if record.tokenizer:
             self.tokenizers[record.tokenizer] += 1
         if record.template:
@@ -143,7 +142,8 @@ class Stage:
         """The rows as episodes; broken ones are counted."""
         made: list[Episode] = []
         for row in rows:
-            if episode := self.made(row, partial(read_episode, like=made[0] if made else None)):
+            if episode := self.made(row, read_episode, self._last):
+                self._last = episode
                 made.append(episode)
         return made
 

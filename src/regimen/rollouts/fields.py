@@ -1,11 +1,14 @@
 """The form of a record of the index: numbers of fixed width, one record for each good row.
 
-In: nothing. Out: the fields in their order, and the `struct` that packs them. Refuses nothing.
+In: nothing. Out: the fields in their order, the `struct` that packs them, and what their numbers stand for.
+Refuses nothing.
 """
 
 from __future__ import annotations
 
 import struct
+
+from regimen.rollouts.outcomes import Outcome
 
 # (name, code of `struct`, code of numpy), in the order in which they stand in a record
 FIELDS = (
@@ -25,6 +28,9 @@ FIELDS = (
     ("alike", "Q", "<u8"),
 )
 RECORD = struct.Struct("<" + "".join(code for _, code, _ in FIELDS))
+OUTCOMES = tuple(Outcome)
+CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+SIGN = 2**63  # moves signed numbers so that they sort as unsigned ones
 HAS_TASK_INDEX, HAS_ROLLOUT_INDEX, SELECTED = 1, 2, 4  # flags
 
 RecordTuple = tuple[int, int, int, int, int, int, int, int, int, int, float, int, int, int]

@@ -15,7 +15,6 @@ import os
 import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +24,12 @@ import msgspec
 import numpy as np
 
 from regimen.errors import UsageError
-from regimen.rollouts.fields import HAS_ROLLOUT_INDEX, HAS_TASK_INDEX, SELECTED, RecordTuple
+from regimen.rollouts.fields import HAS_TASK_INDEX
 from regimen.rollouts.indexed import IndexedFile, IndexedRow, RowReader
 from regimen.rollouts.lines import decode_row
-from regimen.rollouts.order import DTYPE, Records, TaskOrder, read_records, tuples_of
-from regimen.rollouts.partial import OUTCOMES, SIGN, Where
+from regimen.rollouts.order import DTYPE, Records, TaskOrder, read_records
+from regimen.rollouts.packed import DEFAULT_ENVIRONMENT, PackedRows
+from regimen.rollouts.partial import Where
 from regimen.rollouts.parts import Part, Stretch, plan, read_stretches
 from regimen.rollouts.processes import Processes
 from regimen.rollouts.reader import failure_class, read_failures, task_places
@@ -37,7 +37,7 @@ from regimen.rollouts.report import Account, BadRow, ReadReport, count
 from regimen.rollouts.siblings import TaskPlaces, failures_beside, tasks_beside
 from regimen.rollouts.sources import Paths, checked_paths
 
-DEFAULT_ENVIRONMENT = "task"
+ROWS_OF_A_BATCH = 4096
 
 
 class _Placed(msgspec.Struct, frozen=True):
@@ -133,27 +133,32 @@ class RolloutIndex:
     def rows(self) -> Iterator[IndexedRow]:
         """All rows in input order."""
         for records in self._records():
-            yield from map(self._row, tuples_of(records))
+            yield from self._packed(records).rows()
 
     def groups(self) -> Iterator[list[IndexedRow]]:
         """The rows of one task at a time; tasks by environment and index, within a task by rollout index."""
-        if self._order is None:
-            self._order = TaskOrder(self._records(), self._ranks(), Path(self._folder.name) / "order.records")
-        for _, records in groupby(self._order, self._order.group_key):
-            yield list(map(self._row, records))
+        for packed in self.batches(ROWS_OF_A_BATCH):
+            yield from packed.tasks()
+
+    def batches(self, least: int) -> Iterator[PackedRows]:
+        """The same still packed, whole tasks in batches of at least `least` rows; the last may be smaller."""
+        for records in self._ordered().batches(least):
+            yield self._packed(records)
 
     def can_be_named(self) -> bool:
         """Whether the task index alone tells every scored task and its prompt from all others."""
-        ranks = np.asarray(self._ranks(), dtype=np.uint64)
         found: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-        for records in self._records():
+        for records in self._ordered().batches(ROWS_OF_A_BATCH):
             scored = records[~np.isnan(records["reward"])]
             if not (scored["flags"] & HAS_TASK_INDEX).all():
                 return False
-            asked = (ranks[scored["environment"]], scored["task"], scored["prompt"])
-            found.append(np.unique(np.stack(asked, axis=1), axis=0))
-        tasks = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 3), np.uint64)
-        return len(np.unique(tasks[:, 1])) == len(tasks)
+            starts = [0, *ends] if (ends := self._ordered().ends(scored)) or len(scored) else []
+            changes = np.flatnonzero(scored["prompt"][1:] != scored["prompt"][:-1]) + 1
+            if not np.isin(changes, starts).all():
+                return False
+            found.append(scored["task"][starts])
+        tasks = np.concatenate(found) if found else np.zeros(0, np.uint64)
+        return len(np.unique(tasks)) == len(tasks)
 
     def find(self, file: int, line: int) -> IndexedRow | None:
         """The row at a line of a file; None where there is no good row."""
@@ -165,7 +170,7 @@ class RolloutIndex:
                 continue
             place = bisect_left(range(len(records)), line - part.first_line, key=lambda at: records[at]["line"])
             found = _numbered(records[place : place + 1].copy(), part)
-            return next((row for row in map(self._row, tuples_of(found)) if row.line == line), None)
+            return next((row for row in self._packed(found).rows() if row.line == line), None)
         return None
 
     def plain_path(self, file: int) -> Path:
@@ -271,39 +276,20 @@ class RolloutIndex:
         rank = {name: place for place, name in enumerate(sorted(set(names)))}
         return [rank[name] for name in names]
 
+    def _ordered(self) -> TaskOrder:
+        if self._order is None:
+            self._order = TaskOrder(self._records(), self._ranks(), Path(self._folder.name) / "order.records")
+        return self._order
+
+    def _packed(self, records: Records) -> PackedRows:
+        num_sampled = int(records["num_sampled"].sum())
+        return PackedRows(records.tobytes(), len(records), num_sampled, self._environments, self._ranks())
+
     def _records(self) -> Iterator[Records]:
         """The records of all parts, numbered through."""
         for part in self._parts:
             for records in read_records(part.path):
                 yield _numbered(records, part)
-
-    def _row(self, record: RecordTuple) -> IndexedRow:
-        number, file, line, offset, size, code, flags, outcome, task, rollout, reward, prompt, num_sampled, alike = (
-            record
-        )
-        environment = self._environments[code]
-        if flags & HAS_TASK_INDEX:
-            task_index = task - SIGN
-            task_id = f"{environment or DEFAULT_ENVIRONMENT}/{task_index}"
-        else:
-            task_index, task_id = None, f"{task:016x}"
-        return IndexedRow(
-            number,
-            file,
-            line,
-            offset,
-            size,
-            task_id,
-            task_index,
-            rollout if flags & HAS_ROLLOUT_INDEX else None,
-            environment,
-            OUTCOMES[outcome],
-            None if reward != reward else reward,
-            prompt,
-            num_sampled,
-            bool(flags & SELECTED),
-            alike,
-        )
 
 
 def _numbered(records: Records, part: _Placed) -> Records:

@@ -20,7 +20,7 @@ from regimen.rollouts.reader import failed_rollout
 from regimen.rollouts.records import Rollout, Source, check_tokens, rollout_from_row
 from regimen.rollouts.siblings import TaskIndex, TaskPlaces
 from regimen.rollouts.sources import open_file
-from regimen.rollouts.usual import Told, told_of
+from regimen.rollouts.usual import Request, Told, told_of
 
 MOST_OPEN_FILES = 64
 RESPONSE = ("response", "output")
@@ -90,7 +90,9 @@ class RowReader:
         self._sources = sources
         self._files: dict[int, BinaryIO] = {}
         self._tasks: dict[str, TaskIndex] = {}
+        self._params: tuple[bytes, dict[str, Any]] = b"", {}
         self._request: tuple[bytes, dict[str, Any]] = b"", {}
+        self._tools: tuple[bytes, Any] = b"null", None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowReader, (self._sources,)
@@ -136,22 +138,7 @@ class RowReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self.rollout(row)
         check_tokens(found.response.output)
-        return Rollout(
-            source=Source(self._sources[row.file].name, row.line),
-            row={"regimen": found.regimen},
-            params=params,
-            output=found.response.output,
-            reward=row.reward,
-            outcome=row.outcome,
-            reason=None,
-            task_index=row.task_index,
-            rollout_index=row.rollout_index,
-            task_id=row.task_id,
-            environment=row.environment,
-            metrics={},
-            components={},
-            task=None,
-        )
+        return self._scored(row, {"regimen": found.regimen}, params, found.response.output, None)
 
     def asked(self, row: IndexedRow) -> Rollout:
         """The rollout of a scored row with everything but its response and output, in half the time.
@@ -163,14 +150,25 @@ class RowReader:
             decoded = {name: msgspec.json.decode(value) for name, value in members.items() if name not in RESPONSE}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self.rollout(row)
-        params, source = decoded.get("responses_create_params"), self._sources[row.file]
+        params, places = decoded.get("responses_create_params"), self._sources[row.file].tasks
         if not isinstance(params, dict):
             return self.rollout(row)
+        task = self._task_index(places).find(decoded) if places is not None else None
+        return self._scored(row, decoded, cast("dict[str, Any]", params), [], task)
+
+    def _scored(
+        self,
+        row: IndexedRow,
+        fields: dict[str, Any],
+        params: dict[str, Any],
+        output: list[dict[str, Any]],
+        task: dict[str, Any] | None,
+    ) -> Rollout:
         return Rollout(
-            source=Source(source.name, row.line),
-            row=decoded,
-            params=cast("dict[str, Any]", params),
-            output=[],
+            source=Source(self._sources[row.file].name, row.line),
+            row=fields,
+            params=params,
+            output=output,
             reward=row.reward,
             outcome=row.outcome,
             reason=None,
@@ -180,13 +178,14 @@ class RowReader:
             environment=row.environment,
             metrics={},
             components={},
-            task=self._task_index(source.tasks).find(decoded) if source.tasks is not None else None,
+            task=task,
         )
 
     def told(self, row: IndexedRow) -> tuple[Told, dict[str, Any], Source] | None:
         """What a scored row of the usual shape tells, its request and its place; None for a row that `said` must read.
 
-        Rows that ask the same, one after the other, share their request.
+        Of the request there is what the model saw. Rows that ask the same, one after the other, share it; rows with
+        the same tools share these.
         """
         if row.num_sampled:
             return None
@@ -194,13 +193,24 @@ class RowReader:
         if found is None:
             return None
         try:
-            return found, self._params_of(found.asked), Source(self._sources[row.file].name, row.line)
+            return found, self._request_of(found.request), Source(self._sources[row.file].name, row.line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def _params_of(self, asked: bytes) -> dict[str, Any]:
+        if asked != self._params[0]:
+            self._params = asked, msgspec.json.decode(asked, type=dict[str, Any])
+        return self._params[1]
+
+    def _request_of(self, request: Request) -> dict[str, Any]:
+        tools = bytes(request.tools)
+        asked = b"\n".join((request.instructions, request.input, tools))
         if asked != self._request[0]:
-            self._request = asked, msgspec.json.decode(asked, type=dict[str, Any])
+            if tools != self._tools[0]:
+                self._tools = tools, msgspec.json.decode(tools)
+            params = {"input": msgspec.json.decode(request.input), "tools": self._tools[1]}
+            params["instructions"] = msgspec.json.decode(request.instructions)
+            self._request = asked, params
         return self._request[1]
 
     def line(self, row: IndexedRow) -> bytes:

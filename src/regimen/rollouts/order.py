@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,11 @@ def read_records(path: Path) -> Iterator[Records]:
             yield np.frombuffer(bytearray(data), DTYPE)
 
 
-def tuples_of(records: Records) -> Iterator[RecordTuple]:
-    """Records as tuples, in the order of `FIELDS`."""
-    return RECORD.iter_unpack(records.tobytes())  # type: ignore[return-value]
-
-
 class TaskOrder:
     """The records sorted by task; `ranks` gives the place of each environment among them."""
 
     def __init__(self, records: Iterable[Records], ranks: list[int], path: Path) -> None:
-        self._ranks = ranks
+        self._ranks = np.asarray(ranks)
         self._path = path
         self._sizes: list[int] = []
         with path.open("wb") as file:
@@ -49,29 +45,53 @@ class TaskOrder:
                 file.write(run[self._sorted_places(run)].tobytes())
                 self._sizes.append(len(run))
 
-    def group_key(self, record: RecordTuple) -> tuple[int, bool, int]:
-        """What is equal for the records of one task, and smaller for earlier tasks."""
-        return self._ranks[record[5]], not record[6] & HAS_TASK_INDEX, record[8]
+    def batches(self, least: int) -> Iterator[Records]:
+        """Whole tasks, in batches of at least `least` records; the last may be smaller."""
+        waiting = np.zeros(0, DTYPE)
+        for records in self._blocks():
+            waiting = np.concatenate((waiting, records))
+            start = 0
+            for end in self.ends(waiting):
+                if end - start >= least:
+                    yield waiting[start:end]
+                    start = end
+            waiting = waiting[start:]
+        if len(waiting):
+            yield waiting
 
-    def __iter__(self) -> Iterator[RecordTuple]:
+    def ends(self, records: Records) -> list[int]:
+        """Where another task begins among sorted records."""
+        differs = np.zeros(max(0, len(records) - 1), bool)
+        for key in self._group_keys(records):
+            differs |= key[1:] != key[:-1]
+        return (np.flatnonzero(differs) + 1).tolist()
+
+    def _blocks(self) -> Iterator[Records]:
+        if len(self._sizes) == 1:
+            yield from read_records(self._path)
+            return
         starts = np.cumsum([0, *self._sizes])
         runs = [self._run(int(start), size) for start, size in zip(starts[:-1], self._sizes, strict=True)]
-        return runs[0] if len(runs) == 1 else heapq.merge(*runs, key=self._key)
+        merged = heapq.merge(*runs, key=self._key)
+        while some := list(islice(merged, RECORDS_AT_A_TIME)):
+            yield np.array(some, DTYPE)
 
     def _key(self, record: RecordTuple) -> tuple[int, bool, int, int, int]:
-        return (*self.group_key(record), record[9], record[0])
+        return int(self._ranks[record[5]]), not record[6] & HAS_TASK_INDEX, record[8], record[9], record[0]
+
+    def _group_keys(self, records: Records) -> tuple[Any, Any, Any]:
+        """What is equal for the records of one task, and smaller for earlier tasks."""
+        return self._ranks[records["environment"]], records["flags"] & HAS_TASK_INDEX == 0, records["task"]
 
     def _sorted_places(self, run: Records) -> Any:
-        ranks = np.asarray(self._ranks)[run["environment"]]
-        has_no_index = run["flags"] & HAS_TASK_INDEX == 0
-        return np.lexsort((run["number"], run["rollout"], run["task"], has_no_index, ranks))
+        ranks, has_no_index, task = self._group_keys(run)
+        return np.lexsort((run["number"], run["rollout"], task, has_no_index, ranks))
 
     def _run(self, start: int, size: int) -> Iterator[RecordTuple]:
-        step = RECORDS_OF_A_RUN if len(self._sizes) > 1 else RECORDS_AT_A_TIME
         with self._path.open("rb", buffering=0) as file:
-            for first in range(start, start + size, step):
+            for first in range(start, start + size, RECORDS_OF_A_RUN):
                 file.seek(first * RECORD.size)
-                yield from RECORD.iter_unpack(file.read(min(step, start + size - first) * RECORD.size))  # type: ignore[misc]
+                yield from RECORD.iter_unpack(file.read(min(RECORDS_OF_A_RUN, start + size - first) * RECORD.size))  # type: ignore[misc]
 
 
 def _runs(records: Iterable[Records]) -> Iterator[Records]:

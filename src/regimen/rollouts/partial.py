@@ -21,7 +21,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from regimen.errors import RolloutError
-from regimen.rollouts.fields import HAS_ROLLOUT_INDEX, HAS_TASK_INDEX, SELECTED
+from regimen.rollouts.fields import CODES, HAS_ROLLOUT_INDEX, HAS_TASK_INDEX, OUTCOMES, SELECTED, SIGN
 from regimen.rollouts.lines import BYTE_ORDER_MARK, LongLine, decode_row, is_blank
 from regimen.rollouts.outcomes import Outcome
 from regimen.rollouts.reader import failed_rollout, failure_class
@@ -42,11 +42,8 @@ from regimen.rollouts.siblings import TaskIndex
 
 Where = Callable[[Mapping[str, object]], bool]
 
-OUTCOMES = tuple(Outcome)
-CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 SCORED = frozenset(outcome for outcome in OUTCOMES if outcome.is_scored)
 USUAL_FLAGS, OK = HAS_TASK_INDEX | HAS_ROLLOUT_INDEX | SELECTED, CODES[Outcome.OK]
-SIGN = 2**63  # moves signed numbers so that they sort as unsigned ones
 NO_REWARD = float("nan")
 NOTHING = msgspec.Raw(b"")
 NOWHERE = Source("", 0)

@@ -8,17 +8,22 @@ Refuses: a process that dies is a `RolloutError`; errors of a job are raised in 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from regimen.errors import RolloutError
 
+WORTH_A_PROCESS = 32 << 20  # bytes; below, starting a process takes longer than it saves
+MOST_PROCESSES = 16
 AHEAD = 2  # jobs given out for each process: one at work, one waiting
 
 Job = TypeVar("Job")
@@ -26,10 +31,14 @@ Result = TypeVar("Result")
 
 
 class Processes:
-    """Some processes, started when they are first needed; `with` ends them. One process is this one itself."""
+    """Some processes, started when they are first needed; `with` ends them. One process is this one itself.
 
-    def __init__(self, number: int, *, run_script: bool = False) -> None:
+    `module` is what they import at once.
+    """
+
+    def __init__(self, number: int, *, run_script: bool = False, module: str = __name__) -> None:
         self.number = number
+        self._module = module
         self._context: BaseContext = SpawnContext() if run_script else _Context()
         self._pool: ProcessPoolExecutor | None = None
 
@@ -42,6 +51,11 @@ class Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+    def start(self) -> None:
+        """Start them before there is work, so that they import while this process does something else."""
+        for _ in range(self.number if self.number > 1 else 0):
+            self._started().submit(_nothing)
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """`function` of each job; only a few jobs for each process are taken ahead of their results."""
@@ -66,8 +80,25 @@ class Processes:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.number, mp_context=self._context)
+            self._pool = ProcessPoolExecutor(
+                self.number, mp_context=self._context, initializer=import_module, initargs=(self._module,)
+            )
         return self._pool
+
+
+def num_cores() -> int:
+    """The cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_for(files: Sequence[Path]) -> int:
+    """One process for each core, as far as the files are worth it."""
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    return max(1, min(num_cores(), MOST_PROCESSES, size // WORTH_A_PROCESS))
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Process(SpawnProcess):

@@ -1,7 +1,7 @@
 """Rows of the usual shape to chat messages, straight from the line, without a dict for each item.
 
 In: a line of a rollouts file. Out: what was `Told` in it, exactly as `messages.output_messages` has it, with the
-request as it stands in the line; or None for a row of any other shape, which goes the general way. Usual are reasoning
+request still as JSON; or None for a row of any other shape, which goes the general way. Usual are reasoning
 in clear text, answers of the assistant, function calls and their outputs as text; token ids, refusals, images,
 messages of others than the assistant and chat spelling are not. Refuses nothing.
 """
@@ -47,18 +47,27 @@ class _Response(msgspec.Struct, gc=False):
     output: list[_Item]
 
 
+class Request(msgspec.Struct, gc=False):
+    """The parts of a request that the model saw, as they stand in the line."""
+
+    input: msgspec.Raw
+    instructions: msgspec.Raw = msgspec.Raw(b"null")
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class _Row(msgspec.Struct, gc=False):
-    responses_create_params: msgspec.Raw
+    responses_create_params: Request
     response: _Response
     regimen: dict[str, Any] | None = None
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a row tells: the request as it stands in the line, the messages that followed, the collector's stamp."""
+    """What a row tells: the request, the messages that followed, the collector's stamp."""
 
-    asked: bytes
+    request: Request
     completion: list[Message]
     stamp: dict[str, Any] | None
+    reasoning_characters: int
 
 
 _decode = msgspec.json.Decoder(_Row).decode
@@ -71,7 +80,10 @@ def told_of(line: bytes) -> Told | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     completion = _completion(row.response.output)
-    return None if completion is None else Told(bytes(row.responses_create_params), completion, row.regimen)
+    if completion is None:
+        return None
+    thoughts = [message["reasoning_content"] for message in completion if "reasoning_content" in message]
+    return Told(row.responses_create_params, completion, row.regimen, sum(map(len, thoughts)))
 
 
 def _completion(items: list[_Item]) -> list[Message] | None:

@@ -122,7 +122,7 @@ def test_missing_extra_says_what_to_install() -> None:
     [
         (["trian"], "No such command 'trian'. Did you mean 'train'?; see 'regimen --help'"),
         (["train", "--fast"], "No such option: --fast; see 'regimen train --help'"),
-        (["train", "--speed", "x"], "Invalid value for '--speed': Input should be a valid integer"),
+        (["train", "--speed", "x"], "Invalid value for '--speed': 'x' is not a valid int"),
         (["--fast"], "No such option: --fast; see 'regimen --help'"),
     ],
 )

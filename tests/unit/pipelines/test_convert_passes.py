@@ -14,10 +14,10 @@ import pytest
 from regimen.convert.options import ConvertOptions
 from regimen.errors import UsageError
 from regimen.pipelines import convert as passes
-from regimen.pipelines.convert import convert, processes_for
+from regimen.pipelines.convert import convert
 from regimen.pipelines.engine import map_ordered
 from regimen.rollouts.indexed import RowReader
-from regimen.rollouts.processes import Processes
+from regimen.rollouts.processes import MOST_PROCESSES, Processes, num_cores, processes_for
 
 NUM_TASKS, NUM_REPEATS = 40, 3
 CALL = {"type": "function_call", "call_id": "c", "name": "look", "arguments": '{"at": "it"}'}
@@ -147,11 +147,11 @@ def test_a_task_changes_sides_where_chance_leaves_one_empty(rollouts, tmp_path):
 
 
 def test_processes_are_for_large_files(rollouts, tmp_path):
-    assert processes_for(rollouts) == 1
+    assert processes_for([rollouts]) == 1
     large = tmp_path / "large.jsonl"
     with large.open("wb") as file:
         file.truncate(10 << 30)  # takes no room on disk
-    assert processes_for(large) == min(passes.num_cores(), passes.MOST_PROCESSES)
+    assert processes_for([large]) == min(num_cores(), MOST_PROCESSES)
     with pytest.raises(UsageError, match="processes"):
         convert(rollouts, "sft", tmp_path / "set", num_processes=0)
 
