@@ -21,7 +21,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from regimen.errors import RunError
 
 # One entry for each parameter, so that neither its shard nor its parameter group matters.
-_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
+# What is frozen stands in the model's own folder.
+_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)
+# Not strict, as frozen weights are not there; `load` has refused shards that lack anything else.
+_RESTORING = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 
 
 def save_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -41,9 +44,8 @@ def load_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder
             load(state, checkpoint_id=folder)
     except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise _refusal("read", error, folder) from error
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_OPTIONS
-    )
+    found = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+    set_state_dict(model, optimizer, **found, options=_RESTORING)
 
 
 def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
