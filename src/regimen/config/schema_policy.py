@@ -85,7 +85,7 @@ class LoraConfig(Section):
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     dropout_position: Literal["pre", "post"] = "post"
-    lora_A_init: Literal["xavier", "kaiming"] = "xavier"  # noqa: N815: NeMo RL's name
+    lora_A_init: Literal["xavier", "kaiming"] = "xavier"  # noqa: N815
     load_in_4bit: bool = False  # ours
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from regimen.adapters import holds_adapters
 from regimen.config.load import assignment, dump, load_train_config
 from regimen.config.schema import CollectConfig, EvaluateConfig, IterateConfig
 from regimen.convert.options import DATASETS, ConvertOptions, check_for_target
@@ -37,7 +38,6 @@ from regimen.pipelines.collect import collect
 from regimen.pipelines.convert import convert
 from regimen.pipelines.evaluate import EVALUATION_FILE, Evaluation, evaluate
 from regimen.pipelines.iterate_report import rounds_table, write_loop_report
-from regimen.adapters import holds_adapters
 from regimen.pipelines.merge import merge
 from regimen.pipelines.models import free_memory, resolve_model
 from regimen.pipelines.run import write_text

@@ -2,7 +2,8 @@
 
 In: forests. Out: log-probabilities, or one optimiser step over all of them. Model folders in and out are ordinary
 Hugging Face folders. With `lora` the weights are frozen, in the dtype that computes, and float32 adapters train: they
-alone have gradients, optimiser and checkpoints. Refuses: a model whose attention cannot take a forest, a gradient that is not finite.
+alone have gradients, optimiser and checkpoints. Refuses: a model whose attention cannot take a forest, a gradient that
+is not finite.
 """
 
 from __future__ import annotations
