@@ -285,9 +285,7 @@ def test_names_that_choose_nothing_are_refused(tiny: ModuleType, options: dict[s
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 def test_four_bits_hold_the_base_and_its_named_tensors_say_what_they_compute(tiny_folder: Path) -> None:
     lora = LoraOptions(dim=4, alpha=8, target_modules=("q_proj",), in_4bit=True)
-    policy = LocalPolicy.load(
-        tiny_folder, LocalPolicyOptions(precision="float32", lora=lora, optimizer_kwargs=KWARGS)
-    )
+    policy = LocalPolicy.load(tiny_folder, LocalPolicyOptions(precision="float32", lora=lora, optimizer_kwargs=KWARGS))
     forests = micro_batches(SEQUENCES, 6)
     losses = [policy.train_step(forests, sft_loss).loss for _ in range(2)]
     assert losses[1] < losses[0]
