@@ -1,12 +1,14 @@
-"""Folders of LoRA adapters, as peft writes them: what they are and which model they belong to.
+"""LoRA adapters without loading any: which layers they stand beside, and the folders that peft writes.
 
-In: folders. Out: whether one holds adapters, and the name of the model below them; nothing is loaded.
+In: names of layers, folders. Out: whether a name is meant; whether a folder holds adapters, and the model below them.
 Refuses: an adapter_config.json that names no model, or one that is not there.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,12 @@ from regimen.errors import PolicyError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
+
+
+def is_meant(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns fits the layer's name, its last part or its end."""
+    last = name.rpartition(".")[2]
+    return any(fnmatchcase(name, p) or fnmatchcase(last, p) or name.endswith(f".{p}") for p in patterns)
 
 
 def holds_adapters(folder: str | Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from regimen.tokens.template import Renderer
 LORA = {"enabled": True, "dim": 4, "alpha": 8}
 # A and B of q, k, v, o, gate, up, down: rank times inputs and outputs, in two layers
 NUM_TRAINED = 2 * 4 * (64 + 48 + 48 + 64 + 80 + 80 + 80)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """Threads that wait for each other make runs this small many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def configuration(algorithm: str, model: Path, home: Path, name: str = "run", **section: Any) -> dict[str, Any]:
@@ -103,7 +113,7 @@ def test_the_merged_folder_computes_what_the_adapters_do(
 
 def test_merge_and_training_say_what_they_cannot_take(tiny_folder: Path, tmp_path: Path) -> None:
     adapters = tiny_runs.run(configuration("sft", tiny_folder, tmp_path, max_num_steps=1)).folder / "model"
-    with pytest.raises(ConfigError, match="policy.model_name: .* holds LoRA adapters, not a model.*regimen merge"):
+    with pytest.raises(ConfigError, match=r"policy.model_name: .* holds LoRA adapters, not a model.*regimen merge"):
         tiny_runs.run(configuration("sft", adapters, tmp_path, "second"))
     tree = configuration("sft", tiny_folder, tmp_path)
     tree["policy"]["dtensor_cfg"]["lora_cfg"] = {**LORA, "dim": 8}

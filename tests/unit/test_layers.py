@@ -21,8 +21,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "rollouts": set(),
     "convert": {"rollouts"},
     "tokens": {"rollouts", "convert/sidecar"},
-    "diagnosis": {"rollouts", "convert", "tokens"},
-    "adapters": set(),  # what a folder of adapters is, without loading it
+    "diagnosis": {"rollouts", "convert", "tokens", "adapters"},
+    "adapters": set(),  # which layers adapters stand beside and what their folders are, without loading any
     "models": {"adapters"},  # loading a model folder, for the two rooms that hold one
     "endpoint": set(),  # asking a server over HTTP, for the two rooms that do
     "generation": {"tokens", "models", "endpoint"},

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regimen.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from regimen.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_meant
 from regimen.errors import ConfigError
 from regimen.policy.base import LogprobReader
 from regimen.policy.checkpoint import save_tensors
@@ -156,14 +155,14 @@ def choose_layers(model: Any, options: LoraOptions) -> list[str]:
     wanted = options.target_modules
     for key, patterns in (("target_modules", wanted), ("exclude_modules", options.exclude_modules)):
         for pattern in patterns:
-            if not any(_fits(name, pattern) for name in linear):
+            if not any(is_meant(name, [pattern]) for name in linear):
                 raise ConfigError(
                     f"{pattern!r} fits no linear layer of a {type(model).__name__}",
                     where=f"{_KEY}.{key}",
                     expected=f"some of {', '.join(sorted({_last(name) for name in linear}))}, or patterns with *",
                 )
-    chosen = [name for name in linear if not wanted or any(_fits(name, pattern) for pattern in wanted)]
-    chosen = [name for name in chosen if not any(_fits(name, pattern) for pattern in options.exclude_modules)]
+    chosen = [name for name in linear if not wanted or is_meant(name, wanted)]
+    chosen = [name for name in chosen if not is_meant(name, options.exclude_modules)]
     if wanted and any(linear[name] is head for name in chosen):
         raise ConfigError(
             "names the vocabulary head, which takes no adapter in this build",
@@ -175,10 +174,6 @@ def choose_layers(model: Any, options: LoraOptions) -> list[str]:
         raise ConfigError("no layer is left to get an adapter", where=f"{_KEY}.exclude_modules")
     short = sorted({_last(name) for name in chosen})
     return short if {name for name in linear if _last(name) in short} == set(chosen) else chosen
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(_last(name), pattern) or name.endswith(f".{pattern}")
 
 
 def _last(name: str) -> str:
