@@ -90,6 +90,7 @@ def estimate_memory(
     attention = shape.head * (2 * (shape.heads + 2 * shape.kv_heads) + shape.heads)
     layer = 6 * shape.hidden + attention + 4 * shape.intermediate * shape.used_experts
     values = shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer
+    head = 4 * shape.words * shape.hidden
     trained, weights = count, count * (4 + (2 if precision == "bfloat16" else 0))
     if lora is not None:
         trained = _num_adapter_parameters(shape, lora)
@@ -102,8 +103,7 @@ def estimate_memory(
         reference=4 * count if has_reference and lora is None else 0,
         generation=WIDTHS[generation_precision] * count if generation_precision else 0,
         activations=tokens * values * width,
-        vocabulary=3 * min(CHUNK_BYTES, 4 * tokens * shape.words)
-        + (4 * shape.words * shape.hidden if lora is None else 0),
+        vocabulary=3 * min(CHUNK_BYTES, 4 * tokens * shape.words) + (head if lora is None else 0),
     )
 
 

@@ -9,6 +9,7 @@ Refuses: names that fit no linear layer, the vocabulary head, whose product is c
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -195,6 +196,5 @@ def _plain(module: Any, whole: Whole) -> Tensor:
     """The weight of a linear layer, `[out, in]`, as its product uses it."""
     if not _is_in_4bit(module):
         return whole(module.weight.detach())
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(module.weight.data, module.weight.quant_state)
+    functions = importlib.import_module("bitsandbytes.functional")  # there where weights in 4 bits are
+    return functions.dequantize_4bit(module.weight.data, module.weight.quant_state)
