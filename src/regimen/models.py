@@ -1,6 +1,7 @@
 """Loading Hugging Face models, for the two rooms that hold one: the policy and the in-process generation.
 
-In: a folder or hub name. Out: a causal language model. Refuses: a folder that holds no model, pickled weights.
+In: a folder or hub name; a folder of adapters is the model below them with the adapters merged into its weights.
+Out: a causal language model. Refuses: a folder that holds no model, pickled weights, adapters that are not its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from regimen.adapters import base_of, holds_adapters
 from regimen.errors import PolicyError
 
 
@@ -18,25 +20,63 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(folder: str | Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """A causal language model in `dtype`. Raises `PolicyError` with one line where the folder holds none."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+def load_model(
+    folder: str | Path, dtype: torch.dtype, *, trust_remote_code: bool = False, in_4bit: bool = False
+) -> Any:
+    """A causal language model in `dtype`. Raises `PolicyError` with one line where the folder holds none.
 
+    `in_4bit`: the products of its layers in 4 bits (NF4 in blocks, by bitsandbytes), to be read only.
+    """
+    if holds_adapters(folder):
+        return load_merged(folder, base_of(folder), dtype, trust_remote_code=trust_remote_code)
     path = Path(folder)
     if path.exists() and not (path / "config.json").is_file():
         raise PolicyError("holds no config.json", where=str(folder), expected="a Hugging Face model folder")
+    return _loaded(folder, dtype, trust_remote_code, _four_bits(dtype) if in_4bit else {})
+
+
+def load_merged(folder: str | Path, base: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """The model `base` with the adapters of `folder` in its weights: added in float32, then cast to `dtype`."""
+    from peft import PeftModel
+
+    model = load_model(base, torch.float32, trust_remote_code=trust_remote_code)
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise PolicyError(
+            f"no adapters can be loaded ({_first_line(error)})",
+            where=str(folder),
+            expected=f"adapters of {base}, as peft writes them",
+        ) from error
+    return merged.to(dtype)
+
+
+def _loaded(folder: str | Path, dtype: torch.dtype, trust_remote_code: bool, settings: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            str(folder), dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **settings
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyError(
-            f"no model can be loaded ({str(error).strip().splitlines()[0]})",
+            f"no model can be loaded ({_first_line(error)})",
             where=str(folder),
             expected="a Hugging Face model folder with safetensors, or a hub name",
         ) from error
+
+
+def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": settings, "device_map": {"": default_device()}}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # What changes scores or logits in ways that neither the forest nor the decoding attention computes; neutral values.

@@ -76,13 +76,16 @@ def server() -> Generator[Server]:
     server.process.wait(timeout=60)
 
 
-def configuration(algorithm: str, model: Path, home: Path, name: str, num_steps: int, is_async: bool) -> Path:
+def configuration(
+    algorithm: str, model: Path, home: Path, name: str, num_steps: int, is_async: bool, with_adapters: bool
+) -> Path:
     tree: dict[str, Any] = {
         "defaults": f"quickstart/{algorithm}",
         "policy": {
             "model_name": str(model),
             "max_total_sequence_length": 1500,
             "optimizer": {"kwargs": {"lr": 1e-3}},
+            "dtensor_cfg": {"lora_cfg": {"enabled": with_adapters}},
         },
         algorithm: {"max_num_steps": num_steps, "max_num_epochs": num_steps, "val_period": 3, "val_at_start": True},
         "checkpointing": {
@@ -148,12 +151,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def check_killed_runs(server: Server, model: Path, home: Path, algorithm: str, num_kills: int, num_steps: int) -> None:
+def check_killed_runs(
+    server: Server,
+    model: Path,
+    home: Path,
+    algorithm: str,
+    num_kills: int,
+    num_steps: int,
+    *,
+    with_adapters: bool = False,
+) -> None:
     is_async = algorithm == "sft" and num_kills % 2 == 1
     expected = home / "whole"
-    server.finish(configuration(algorithm, model, home, "whole", num_steps, False), expected)
+    server.finish(configuration(algorithm, model, home, "whole", num_steps, False, with_adapters), expected)
     run, moment = home / "killed", random.Random(f"{algorithm} {num_kills}")
-    config = configuration(algorithm, model, home, "killed", num_steps, is_async)
+    config = configuration(algorithm, model, home, "killed", num_steps, is_async, with_adapters)
     halves = [
         kill_sometime(server, server.start(config, run), run, moment, in_a_write=number % 2 == 0)
         for number in range(num_kills)
@@ -175,6 +187,14 @@ def test_a_run_killed_a_few_times(
     algorithm: str, num_kills: int, num_steps: int, server: Server, tiny_folder: Path, tmp_path: Path
 ) -> None:
     check_killed_runs(server, tiny_folder, tmp_path, algorithm, num_kills, num_steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm, num_kills, num_steps", [("sft", 5, 20), ("sft", 4, 20), ("grpo", 3, 10)])
+def test_a_killed_run_of_adapters(
+    algorithm: str, num_kills: int, num_steps: int, server: Server, tiny_folder: Path, tmp_path: Path
+) -> None:
+    check_killed_runs(server, tiny_folder, tmp_path, algorithm, num_kills, num_steps, with_adapters=True)
 
 
 @pytest.mark.slow

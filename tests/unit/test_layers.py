@@ -21,11 +21,12 @@ ALLOWED: dict[str, set[str] | None] = {
     "rollouts": set(),
     "convert": {"rollouts"},
     "tokens": {"rollouts", "convert/sidecar"},
-    "diagnosis": {"rollouts", "convert", "tokens"},
-    "models": set(),  # loading a model folder, for the two rooms that hold one
+    "diagnosis": {"rollouts", "convert", "tokens", "adapters"},
+    "adapters": set(),  # which layers adapters stand beside and what their folders are, without loading any
+    "models": {"adapters"},  # loading a model folder, for the two rooms that hold one
     "endpoint": set(),  # asking a server over HTTP, for the two rooms that do
     "generation": {"tokens", "models", "endpoint"},
-    "policy": {"tokens", "models"},
+    "policy": {"tokens", "models", "adapters"},
     "gym": {"rollouts", "tokens", "generation/base", "endpoint"},
     "serving": {"rollouts", "generation/base", "gym"},  # three servers behind one guard
     "algorithms": {"tokens", "policy/base"},
@@ -48,6 +49,7 @@ WITHOUT_TENSORS = {
     "endpoint",
     "errors",
     "registry",
+    "adapters",
 }
 
 

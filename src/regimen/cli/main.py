@@ -64,6 +64,7 @@ VERBS: dict[str, Verb] = {
         "regimen.cli.train:train",
         "finished steps and checkpoints are in the run folder; --resume continues from the last checkpoint",
     ),
+    "merge": Verb("Merge LoRA adapters into their model: an ordinary model folder.", "regimen.cli.merge:merge"),
     "evaluate": Verb(
         "Measure a model on an environment's tasks, and compare it with another.", "regimen.cli.evaluate:evaluate"
     ),
@@ -82,6 +83,8 @@ VERBS: dict[str, Verb] = {
 
 # Python modules of the optional dependencies -> the extra that installs them.
 EXTRAS = {
+    "peft": "lora",
+    "bitsandbytes": "qlora",
     "torch": "train",
     "transformers": "train",
     "safetensors": "train",

@@ -9,6 +9,7 @@ import importlib.util
 import json
 
 from regimen.config.rules_grpo import check_grpo
+from regimen.config.rules_lora import check_lora
 from regimen.config.rules_processes import check_processes
 from regimen.config.schema import DatasetConfig, DPOConfig, TrainConfig
 from regimen.config.schema_data import KEYS_OF
@@ -44,6 +45,7 @@ def check_train(config: TrainConfig, layers: Layers) -> None:
             + (", and episodes are played one at a time" if config.grpo is not None else "")
         )
     check_processes(config, layers)
+    check_lora(config, layers)
 
 
 def check_play(config: PlayConfig, prefix: str = "") -> None:

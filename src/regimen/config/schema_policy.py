@@ -71,6 +71,24 @@ class GenerationConfig(SamplingConfig):
     val_top_k: int | None = Field(default=None, ge=1)
 
 
+class LoraConfig(Section):
+    """`policy.dtensor_cfg.lora_cfg`: adapters beside frozen weights; with one process too, `enabled` above or not.
+
+    `match_all_linear` None: when there are no `target_modules`.
+    """
+
+    enabled: bool = False
+    target_modules: list[str] = []
+    exclude_modules: list[str] = []
+    match_all_linear: bool | None = None
+    dim: int = Field(default=8, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout_position: Literal["pre", "post"] = "post"
+    lora_A_init: Literal["xavier", "kaiming"] = "xavier"  # noqa: N815
+    load_in_4bit: bool = False  # ours
+
+
 class DTensorConfig(Section):
     """`policy.dtensor_cfg`: many processes that share the weights (FSDP2) and the products in each layer (`tensor_`).
 
@@ -85,6 +103,7 @@ class DTensorConfig(Section):
     dp_replicate_size: int | None = Field(default=None, ge=1)
     cpu_offload: bool = False
     custom_parallel_plan: str | None = None
+    lora_cfg: LoraConfig = LoraConfig()
 
 
 class PolicyConfig(Section):

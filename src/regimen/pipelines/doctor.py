@@ -20,7 +20,7 @@ from regimen.diagnosis.batches import Schedule, batch_findings, plan_batches
 from regimen.diagnosis.codes import ORDER
 from regimen.diagnosis.findings import Finding, finding, in_order
 from regimen.diagnosis.leaks import answers_of, holds_truth
-from regimen.diagnosis.memory import MemoryEstimate, estimate_memory
+from regimen.diagnosis.memory import LoraShape, MemoryEstimate, estimate_memory
 from regimen.diagnosis.thresholds import DEFAULT_THRESHOLDS, Thresholds
 from regimen.diagnosis.tokens import TokenDiagnosis, TokenRow
 from regimen.diagnosis.training import TrainingDiagnosis, TrainingRow
@@ -262,6 +262,8 @@ def _memory(config: TrainConfig, device_memory: float | None, findings: list[Fin
         model = config_of(resolve_model(policy.model_name), policy.trust_remote_code)
     except (RegimenError, ImportError):
         return None
+    lora = policy.dtensor_cfg.lora_cfg
+    adapters = LoraShape(lora.dim, tuple(lora.target_modules), tuple(lora.exclude_modules), lora.load_in_4bit)
     estimate = estimate_memory(
         model,
         tokens=policy.train_token_budget,
@@ -269,6 +271,7 @@ def _memory(config: TrainConfig, device_memory: float | None, findings: list[Fin
         checkpointing=policy.activation_checkpointing,
         has_reference=config.grpo is not None and config.loss_fn.reference_policy_kl_penalty > 0,
         generation_precision=(generation.precision or policy.precision) if config.grpo and generation else None,
+        lora=adapters if lora.enabled else None,
     )
     if estimate is not None and device_memory is not None and estimate.total > device_memory * GIGABYTE:
         message = f"about {estimate.total / GIGABYTE:.1f} GB are needed, {device_memory:g} GB are there (an estimate)"

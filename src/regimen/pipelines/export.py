@@ -84,6 +84,8 @@ def _runnable(given: Tree) -> list[str]:
             changes.append(assignment(path, None if None in accepted else accepted[0]))
     if lookup(given, "policy.generation.backend")[1] in OTHER_GENERATORS:
         changes.append("policy.generation.backend=transformers")
+    if lookup(given, "policy.dtensor_cfg.lora_cfg")[0]:
+        changes.append("~policy.dtensor_cfg.lora_cfg")  # whatever adapters the target trains
     if isinstance(lookup(given, "data.max_input_seq_length")[1], int):
         changes.append("data.max_input_seq_length=null")
     if "grpo" not in given:

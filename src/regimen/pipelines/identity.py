@@ -38,7 +38,7 @@ FREE = (
     "logger.*",
     "run.stage_timeout",
 )
-FIXED = ("policy.optimizer.*", "policy.scheduler", "algorithm")
+FIXED = ("policy.optimizer.*", "policy.scheduler", "policy.dtensor_cfg.lora_cfg.*", "algorithm")
 WHOLE = 8 << 20  # bytes; of larger files of weights, blocks spread over the file are read
 BLOCK, NUM_BLOCKS = 64 << 10, 64
 

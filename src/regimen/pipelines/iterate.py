@@ -3,7 +3,8 @@
 In: an `IterateConfig`. Out: an `IterateResult`, and this folder:
 
     state.json       what is finished; written after every stage     models/     links: start, round_1, …
-    round_N/         rollouts.jsonl, the converted folder (sft, dpo or grpo), run/, evaluation/
+    round_N/         rollouts.jsonl, the converted folder (sft, dpo or grpo), run/, evaluation/; where adapters were
+                     trained, merged/, the model that the next stages load
     final/           the kept and the starting model on the final split, played once, after the last round
     iterate.json     the rounds and the final comparison             report.html
 
@@ -27,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from regimen.adapters import holds_adapters
 from regimen.config.load import assignment, dump, load_train_config
 from regimen.config.schema import CollectConfig, EvaluateConfig, IterateConfig
 from regimen.convert.options import DATASETS, ConvertOptions, check_for_target
@@ -36,6 +38,7 @@ from regimen.pipelines.collect import collect
 from regimen.pipelines.convert import convert
 from regimen.pipelines.evaluate import EVALUATION_FILE, Evaluation, evaluate
 from regimen.pipelines.iterate_report import rounds_table, write_loop_report
+from regimen.pipelines.merge import merge
 from regimen.pipelines.models import free_memory, resolve_model
 from regimen.pipelines.run import write_text
 from regimen.pipelines.train import train
@@ -43,6 +46,7 @@ from regimen.registry import nearest
 
 STATE_FILE = "state.json"
 RESULT_FILE = "iterate.json"
+MERGED = "merged"
 START = 0  # stands for the starting model where rounds are numbered
 
 Progress = Callable[..., None]
@@ -285,6 +289,8 @@ class _Loop:
         result = self.stages.train(loaded, resume=begun, progress=report)
         if result.stopped:
             raise _StoppedError
+        if holds_adapters(folder / "run" / "model"):
+            merge(folder / "run" / "model", folder / MERGED, overwrite=True)
         current.trained, current.num_steps = dict(result.ledger), result.num_steps
 
     def _overrides(self, current: Round, folder: Path) -> list[str]:
@@ -344,7 +350,10 @@ class _Loop:
 
     def _target(self, number: int) -> Path | str:
         """The model of a round, or the starting one."""
-        return self.folder / f"round_{number}" / "run" / "model" if number else resolve_model(self.config.model)
+        if not number:
+            return resolve_model(self.config.model)
+        folder = self.folder / f"round_{number}"
+        return folder / MERGED if (folder / MERGED).is_dir() else folder / "run" / "model"
 
     def _model(self, number: int) -> str:
         """The model of a round under a name that tells them apart in tables: a link; a hub's name stays as it is."""

@@ -1,6 +1,7 @@
 """Names of models: a folder, a hub name, or the small model that the quickstart installs; and memory after a model.
 
-Refuses a path that holds no model, before a hub is asked for it; sequences longer than a model was made for.
+Refuses a path that holds no model, before a hub is asked for it; sequences longer than a model was made for; adapters
+where a whole model is needed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regimen.adapters import base_of, holds_adapters
 from regimen.errors import ConfigError, UsageError
 from regimen.pipelines.small_model import NAME, small_model
 
@@ -43,9 +45,22 @@ def check_models(names: Sequence[str]) -> None:
     for name in names:
         path = Path(name)
         looks_like_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
-        if (path.exists() or looks_like_path) and not (path / "config.json").is_file():
+        if holds_adapters(path):
+            check_models([base_of(path)])
+        elif (path.exists() or looks_like_path) and not (path / "config.json").is_file():
             seen = "holds no config.json" if path.is_dir() else "is no folder" if path.exists() else "no such folder"
             raise UsageError(seen, where=name, expected="a Hugging Face model folder")
+
+
+def refuse_adapters(name: str, where: str) -> None:
+    """Raise `ConfigError` for a folder of adapters: training begins with one set of weights."""
+    if holds_adapters(name):
+        raise ConfigError(
+            f"{name} holds LoRA adapters, not a model",
+            where=where,
+            expected="a model folder or a hub name",
+            fix=f"merge them first: regimen merge {name} --output MERGED, and set {where}=MERGED",
+        )
 
 
 def check_length(name: str, length: int, where: str, *, trust: bool = False) -> None:
@@ -61,7 +76,12 @@ def check_length(name: str, length: int, where: str, *, trust: bool = False) -> 
 
 
 def config_of(model: str, trust: bool) -> dict[str, Any]:
-    """What config.json says, of a folder or of the hub; {} when it cannot be read: loading will say why."""
+    """What config.json says, of a folder or of the hub; {} when it cannot be read: loading will say why.
+
+    Of a folder of adapters, that of the model below them.
+    """
+    if holds_adapters(model):
+        model = base_of(model)
     try:
         if Path(model).is_dir():
             return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))

@@ -27,10 +27,12 @@ from regimen.pipelines.ahead import AheadBatches
 from regimen.pipelines.batch import with_reference
 from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player
 from regimen.pipelines.datasets import Dataset, load_dataset
-from regimen.pipelines.models import check_length, resolve_model
+from regimen.pipelines.models import check_length, refuse_adapters, resolve_model
 from regimen.pipelines.reference_cache import ReferenceCache
 from regimen.pipelines.tasks import environment_of, tasks_of_dataset
+from regimen.policy.base import LogprobReader
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
+from regimen.policy.lora import LoraOptions
 from regimen.policy.ranks import current_ranks
 from regimen.registry import resolve
 from regimen.tokens.forest import TrainingSequence
@@ -48,7 +50,7 @@ class Prepared:
     renderer: Renderer
     policy: LocalPolicy
     source: BatchSource
-    reference: LocalPolicy | None = None
+    reference: LogprobReader | None = None
     player: Player | None = None
     validation: Validation | None = None
     ledger: Counter[str] = field(default_factory=Counter)
@@ -65,6 +67,7 @@ def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepare
     """Load everything a run needs. Raises `ConfigError` for what does not fit together."""
     algorithm = cast("Algorithm", resolve("algorithm", config.algorithm)(config))
     _check_files(config)
+    refuse_adapters(config.policy.model_name, "policy.model_name")
     _check_lengths(config)
     renderer = Renderer.load(
         resolve_model(config.policy.tokenizer_name),
@@ -108,7 +111,8 @@ def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, fo
     )
     policy = load_policy(config, train=for_training)
     if algorithm.needs_reference and for_training:
-        _add_references([dataset for dataset in (train_rows, held_out) if dataset is not None], config, renderer)
+        datasets = [dataset for dataset in (train_rows, held_out) if dataset is not None]
+        _add_references(datasets, config, renderer, policy)
     source = DatasetBatches(
         train_rows,
         config.global_batch_size,
@@ -142,7 +146,7 @@ def _has_no_rows(config: DatasetConfig) -> bool:
     return path is not None and not path.exists() and (path.parent / "manifest.json").is_file()
 
 
-def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: Renderer) -> None:
+def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: Renderer, policy: LocalPolicy) -> None:
     """The reference's log-probabilities of all examples: kept from an earlier run, or computed once before training."""
     assert config.dpo is not None  # no other algorithm on rows has a reference
     examples = [example for dataset in datasets for example in dataset.examples]
@@ -151,7 +155,7 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
     values = None if cache is None else cache.load()
     is_kept = all(current_ranks().gather(values is not None))  # computed by all processes or by none
     if values is None or not is_kept:
-        reference = load_policy(config, train=False)
+        reference = _reference(config, policy)
         # Each by itself: pairs are numbered anew in each data set, and nothing here compares their sides.
         alone = [replace(sequence, pair=-1) for sequence in sequences]
         values = logprobs_of(reference, alone, config.policy.logprob_token_budget)
@@ -162,7 +166,12 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
         example.sequences[:] = [next(filled) for _ in example.sequences]
 
 
-def logprobs_of(policy: LocalPolicy, sequences: Sequence[TrainingSequence], budget: int) -> list[np.ndarray]:
+def _reference(config: TrainConfig, policy: LocalPolicy) -> LogprobReader:
+    """The model that the run begins with: the policy without its adapters, or a copy for reading."""
+    return load_policy(config, train=False) if policy.adapters is None else policy.without_adapters()
+
+
+def logprobs_of(policy: LogprobReader, sequences: Sequence[TrainingSequence], budget: int) -> list[np.ndarray]:
     """Log-probabilities of each sequence's trained tokens, `[num_trained]` float32, in the order of `sequences`."""
     forests = micro_batches(sequences, budget, num_shares=policy.num_shares)
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
@@ -201,6 +210,7 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
         "activation_checkpointing": policy.activation_checkpointing,
         "trust_remote_code": policy.trust_remote_code,
         "train": train,
+        "lora": _lora(config) if train else None,
     }
     model, parallel = resolve_model(policy.model_name), policy.dtensor_cfg
     if not parallel.enabled:
@@ -211,6 +221,22 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
     settings["sequence_parallel"] = parallel.sequence_parallel and parallel.tensor_parallel_size > 1
     settings["cpu_offload"] = parallel.cpu_offload
     return resolve("policy", "dtensor").load(model, DTensorPolicyOptions(**settings))
+
+
+def _lora(config: TrainConfig) -> LoraOptions | None:
+    section = config.policy.dtensor_cfg.lora_cfg
+    if not section.enabled:
+        return None
+    return LoraOptions(
+        dim=section.dim,
+        alpha=section.alpha,
+        target_modules=tuple(section.target_modules),
+        exclude_modules=tuple(section.exclude_modules),
+        dropout=section.dropout,
+        init=section.lora_A_init,
+        seed=config.seed,
+        in_4bit=section.load_in_4bit,
+    )
 
 
 def _with_episodes(
@@ -227,6 +253,8 @@ def _with_episodes(
         raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
     policy = load_policy(config, train=for_training)
     player = _player(config, environment, renderer)
+    if config.policy.dtensor_cfg.lora_cfg.load_in_4bit and for_training:
+        player.update(0, policy.named_tensors())  # the generator has read weights of more bits
     source: BatchSource = EpisodeBatches(config, algorithm, player, tasks, folder)
     if config.grpo.async_grpo.enabled and for_training:
         source = AheadBatches(source, config.grpo.async_grpo.max_trajectory_age_steps)
@@ -235,7 +263,7 @@ def _with_episodes(
         renderer=renderer,
         policy=policy,
         source=source,
-        reference=load_policy(config, train=False) if algorithm.needs_reference and for_training else None,
+        reference=_reference(config, policy) if algorithm.needs_reference and for_training else None,
         player=player,
         validation=_episode_validation(config, player, folder),
     )

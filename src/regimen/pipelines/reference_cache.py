@@ -53,6 +53,7 @@ class ReferenceCache:
             "template": renderer.template_fingerprint,
             "tokens": digest_of_tokens(sequences),
             "precision": config.policy.precision,
+            **_frozen(config),
         }
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return cls(cache_folder() / f"{name}.safetensors", tuple(sequence.num_trained for sequence in sequences))
@@ -77,6 +78,13 @@ class ReferenceCache:
         except (OSError, SafetensorError):
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _frozen(config: TrainConfig) -> dict[str, str]:
+    """What weights below adapters are held in, where that is not float32."""
+    lora = config.policy.dtensor_cfg.lora_cfg
+    held = "4bit" if lora.load_in_4bit else config.policy.precision
+    return {"weights_in": held} if lora.enabled and held != "float32" else {}
 
 
 def cache_folder() -> Path:

@@ -65,11 +65,8 @@ class StepResult:
     computed_tokens: int
 
 
-class Policy(Protocol):
-    """Log-probabilities, gradient steps, weights, checkpoints.
-
-    Where a policy is many processes, each makes the same calls with the same arguments and gets the same results.
-    """
+class LogprobReader(Protocol):
+    """What gives log-probabilities: a policy, or the reference that it is compared with."""
 
     @property
     def num_shares(self) -> int:
@@ -79,6 +76,13 @@ class Policy(Protocol):
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""
         ...
+
+
+class Policy(LogprobReader, Protocol):
+    """Log-probabilities, gradient steps, weights, checkpoints.
+
+    Where a policy is many processes, each makes the same calls with the same arguments and gets the same results.
+    """
 
     def train_step(
         self,
@@ -100,11 +104,11 @@ class Policy(Protocol):
         ...
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Current weights under their Hugging Face names."""
+        """Current weights under their Hugging Face names; with adapters, those that they change, merged."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder (safetensors)."""
+        """Write a Hugging Face model folder (safetensors), or peft's folder of adapters where those train."""
         ...
 
     def saver(self) -> Callable[[Path], None]:

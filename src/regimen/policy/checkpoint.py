@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -47,9 +47,16 @@ def model_tensors(
 
 
 def save_model(
-    model: torch.nn.Module, folder: Path, dtype: torch.dtype, tensors: dict[str, torch.Tensor] | None = None
+    model: torch.nn.Module,
+    folder: Path,
+    dtype: torch.dtype,
+    tensors: dict[str, torch.Tensor] | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write config and weights (cast to `dtype`, or the `tensors` given) into `folder`, whole or not at all."""
+    """Write config and weights (cast to `dtype`, or the `tensors` given) into `folder`, whole or not at all.
+
+    `beside` writes what else belongs into the folder.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     own_dtype = model.config.dtype  # type: ignore[union-attr]
     try:
@@ -57,6 +64,8 @@ def save_model(
             state = model_tensors(model, dtype) if tensors is None else tensors
             model.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
         _name_dtype(temporary / "config.json", dtype)
+        if beside is not None:
+            beside(temporary)
         _replace_folder(temporary, folder)
     finally:
         model.config.dtype = own_dtype  # type: ignore[union-attr]

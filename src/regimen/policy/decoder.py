@@ -94,7 +94,9 @@ def supervision(forest: Forest, device: torch.device) -> Supervision:
 
 
 def _refuse_dropout(model: Any) -> None:
-    active = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
+    dropouts = [(name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)]
+    # The dropout of adapters acts in training steps alone.
+    active = [name for name, part in dropouts if part.p > 0 and "lora_dropout" not in name]
     attention = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
     if active or attention:
         raise PolicyError(

@@ -60,7 +60,7 @@ class DTensorPolicy(LocalPolicy):
     def load(cls, folder: str | Path, options: LocalPolicyOptions) -> DTensorPolicy:
         """The policy of a model folder. Each process reads it all, and keeps its shard."""
         assert isinstance(options, DTensorPolicyOptions)
-        return cls(load_model(folder, torch.float32, trust_remote_code=options.trust_remote_code), options)
+        return cls(load_model(folder, options.weights_dtype, trust_remote_code=options.trust_remote_code), options)
 
     @property
     def num_shares(self) -> int:
@@ -81,18 +81,30 @@ class DTensorPolicy(LocalPolicy):
         return [np.frombuffer(everything[index], np.float32).copy() for index in range(len(forests))]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Current weights under their Hugging Face names, whole; every process must take all of them."""
+        """Current weights under their Hugging Face names, whole; every process must take all of them.
+
+        With adapters, the weights that these change, merged.
+        """
+        if self.adapters is not None:
+            yield from self.adapters.merged(_whole)
+            return
         for name, parameter in self.model.named_parameters():
             yield name, _whole(parameter.detach())
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder; the first process writes what all gather, one tensor at a time."""
-        dtype = compute_dtype(self.options.precision)
+        """Write a Hugging Face model folder; the first process writes what all gather, one tensor at a time.
+
+        With adapters, peft's folder of them alone.
+        """
+        dtype = torch.float32 if self.adapters is not None else compute_dtype(self.options.precision)
+        named = self.named_tensors() if self.adapters is None else self.adapters.tensors(_whole)
         tensors: dict[str, Tensor] = {}
-        for name, tensor in self.named_tensors():
+        for name, tensor in named:
             if self.ranks.is_first:
                 tensors[name] = tensor.to("cpu", dtype)
-        if self.ranks.is_first:
+        if self.ranks.is_first and self.adapters is not None:
+            self.adapters.save(folder, tensors)
+        elif self.ranks.is_first:
             save_model(self.model, folder, dtype, model_tensors(self.model, dtype, tensors))
         self.ranks.wait()
 

@@ -1,12 +1,15 @@
 """A policy in this process: a Hugging Face decoder with float32 master weights, on one device.
 
 In: forests. Out: log-probabilities, or one optimiser step over all of them. Model folders in and out are ordinary
-Hugging Face folders. Refuses: a model whose attention cannot take a forest, a gradient that is not finite.
+Hugging Face folders. With `lora` the weights are frozen, in the dtype that computes, and float32 adapters train: they
+alone have gradients, optimiser and checkpoints. Refuses: a model whose attention cannot take a forest, a gradient that
+is not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from regimen.models import default_device, load_model
 from regimen.policy.base import Loss, StepResult
 from regimen.policy.checkpoint import model_tensors, save_model
 from regimen.policy.decoder import ForestDecoder, compute_dtype, supervision
+from regimen.policy.lora import Adapters, LoraOptions, WithoutAdapters
 from regimen.policy.schedule import build_optimizer, build_schedule
 from regimen.tokens.forest import Forest
 
@@ -37,6 +41,12 @@ class LocalPolicyOptions:
     activation_checkpointing: bool = False
     trust_remote_code: bool = False
     train: bool = True
+    lora: LoraOptions | None = None
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """What the weights are held in: float32 masters where they train."""
+        return torch.float32 if self.lora is None else compute_dtype(self.precision)
 
 
 class LocalPolicy:
@@ -45,10 +55,13 @@ class LocalPolicy:
     def __init__(self, model: torch.nn.Module, options: LocalPolicyOptions) -> None:
         self.options = options
         self.model = model
+        self.adapters = None if options.lora is None else Adapters(model, options.lora)
         self.decoder, self.device = self._placed(model)
         if options.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train(options.train)
+        if self.adapters is not None:
+            self.adapters.drop(False)
         self.optimizer = self.schedule = None
         if options.train:
             self.optimizer = build_optimizer(model, options.optimizer, options.optimizer_kwargs)
@@ -59,8 +72,10 @@ class LocalPolicy:
     @classmethod
     def load(cls, folder: str | Path, options: LocalPolicyOptions) -> LocalPolicy:
         """The policy of a model folder, on the GPU where there is one. Raises `PolicyError` where it is none."""
-        model = load_model(folder, torch.float32, trust_remote_code=options.trust_remote_code)
-        return cls(model.to(default_device()), options)
+        in_4bit = options.lora is not None and options.lora.in_4bit
+        trust = options.trust_remote_code
+        model = load_model(folder, options.weights_dtype, trust_remote_code=trust, in_4bit=in_4bit)
+        return cls(model if in_4bit else model.to(default_device()), options)
 
     @property
     def num_shares(self) -> int:
@@ -88,7 +103,8 @@ class LocalPolicy:
         if self.optimizer is None or self.schedule is None:
             raise PolicyError("this policy was loaded for reading and cannot train")
         self.optimizer.zero_grad(set_to_none=True)
-        total, metrics = self._accumulate(forests, loss, backward=True)
+        with self._dropping():
+            total, metrics = self._accumulate(forests, loss, backward=True)
         limit = self.options.max_grad_norm
         norm = self._clip_gradients(float("inf") if limit is None else limit)
         if not np.isfinite(norm) or not np.isfinite(total):
@@ -108,25 +124,40 @@ class LocalPolicy:
         return StepResult(total, 0.0, 0.0, metrics, sum(forest.num_tokens for forest in forests))
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Current weights under their Hugging Face names; tied weights once."""
-        yield from self.model.named_parameters()
+        """Current weights under their Hugging Face names, tied ones once; with adapters, what these change, merged."""
+        yield from self.model.named_parameters() if self.adapters is None else self.adapters.merged(_as_it_is)
+
+    def without_adapters(self) -> WithoutAdapters:
+        """The policy as it was before training, without a second copy of its weights."""
+        if self.adapters is None:
+            raise PolicyError("this policy has no adapters that could be left out")
+        return WithoutAdapters(self, self.adapters)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face model folder: weights as bfloat16 safetensors when trained in it, config."""
+        """Write a Hugging Face model folder: weights as bfloat16 safetensors when trained in it, config.
+
+        With adapters, peft's folder of them alone.
+        """
+        if self.adapters is not None:
+            self.adapters.save(folder, dict(self.adapters.tensors(_as_it_is)))
+            return
         save_model(self.model, folder, compute_dtype(self.options.precision))
 
     def saver(self) -> Callable[[Path], None]:
         """A function that writes what `save` would write now, whatever the weights are by then."""
+        if (adapters := self.adapters) is not None:
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in adapters.tensors(_as_it_is)}
+            return lambda folder: adapters.save(folder, copies)
         dtype = compute_dtype(self.options.precision)
         tensors = model_tensors(self.model, dtype, copy=True)
         return lambda folder: save_model(self.model, folder, dtype, tensors)
 
     def state(self) -> dict[str, Any]:
-        """Master weights, optimiser and schedule: what resuming needs. Tensors and plain values only."""
+        """Trained weights, optimiser and schedule: what resuming needs. Tensors and plain values only."""
         if self.optimizer is None or self.schedule is None:
             raise PolicyError("this policy was loaded for reading and has no training state")
         return {
-            "model": {name: tensor.detach() for name, tensor in self.model.named_parameters()},
+            "model": {name: tensor.detach() for name, tensor in self._trained().items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -135,7 +166,7 @@ class LocalPolicy:
         """Restore what `state` returned."""
         if self.optimizer is None or self.schedule is None:
             raise PolicyError("this policy was loaded for reading and has no training state")
-        own = dict(self.model.named_parameters())
+        own = self._trained()
         other = [name for name in {*own, *state["model"]} if _shape(own, name) != _shape(state["model"], name)]
         if other:
             raise PolicyError(
@@ -147,6 +178,21 @@ class LocalPolicy:
                 parameter.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that training changes."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @contextmanager
+    def _dropping(self) -> Generator[None]:
+        """While the block runs, the adapters' dropout acts."""
+        if self.adapters is not None:
+            self.adapters.drop(True)
+        try:
+            yield
+        finally:
+            if self.adapters is not None:
+                self.adapters.drop(False)
 
     def _not_finite(self, loss: float, norm: float) -> NonFiniteError:
         """Says which weights got the bad gradient, as far as it tells them apart."""
@@ -187,6 +233,10 @@ class LocalPolicy:
 
     def _logprobs(self, forest: Forest) -> Tensor:
         return self.decoder(forest, self.device)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:

@@ -34,18 +34,20 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, head, bias, target, lse = ctx.saved_tensors
         gradient = gradients[0] / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=head.device)
+        _, trains_head, trains_bias, *_ = ctx.needs_input_grad  # neither where adapters train beside frozen weights
+        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if trains_head else None
+        grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=head.device) if trains_bias else None
         for rows in _chunks(len(target), head.shape[0]):
             slope = _logits(hidden[rows], head, bias, ctx.temperature)
             slope = slope.sub_(lse[rows, None]).exp_().mul_(-gradient[rows, None])
             slope.scatter_add_(1, target[rows, None], gradient[rows, None])
             slope_cast = slope.to(head.dtype)
             grad_hidden[rows] = slope_cast @ head
-            grad_head += slope_cast.T @ hidden[rows]
+            if grad_head is not None:
+                grad_head += slope_cast.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
-        return grad_hidden, grad_head.to(head.dtype), grad_bias, None, None
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), grad_bias, None, None
 
 
 def _chunks(num_rows: int, vocabulary: int) -> list[slice]:

@@ -31,6 +31,7 @@ from regimen.errors import PolicyError
 _SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 _FUSED = ("self_attn.qkv_proj", "mlp.gate_up_proj")
 _JOIN = ("self_attn.o_proj", "mlp.down_proj")
+_ADAPTED = ("base_layer", "lora_A", "lora_B")  # what stands below a linear layer with adapters
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _HEADS = 2  # dimension of `[batch, tokens, heads, head size]`, which the norms of heads see
 _TOKENS = 1  # dimension of `[batch, tokens, hidden]`
@@ -103,13 +104,15 @@ def _layer_plan(layer: Any, sharding: Sharding, where: str) -> dict[str, Paralle
     for name, module in layer.named_modules():
         if not list(module.parameters(recurse=False)):
             continue
-        if name in _SPLIT:
-            plan[name] = ColwiseParallel()
-        elif name in _FUSED:
-            plan[name] = ColwiseParallel(output_layouts=Replicate())
-        elif name in _JOIN:
-            is_fused = hasattr(layer.get_submodule(name.split(".")[0]), _fused_name(name))
-            plan[name] = RowwiseParallel(input_layouts=Replicate() if is_fused else Shard(-1), output_layouts=output)
+        owner, part = _part_of(name)
+        if owner in (*_SPLIT, *_FUSED):
+            if part != "lora_A":  # whole everywhere: its few outputs enter each share of the next product
+                plan[name] = ColwiseParallel(output_layouts=Replicate() if owner in _FUSED else None)
+        elif owner in _JOIN:
+            if part != "lora_B":  # whole everywhere: it begins with the sum over the shares
+                is_fused = hasattr(layer.get_submodule(owner.split(".")[0]), _fused_name(owner))
+                entry = Replicate() if is_fused else Shard(-1)
+                plan[name] = RowwiseParallel(input_layouts=entry, output_layouts=output)
         elif name in _HEAD_NORMS:
             if module.weight.shape != (layer.self_attn.head_dim,):
                 raise _refusal(f"its {name} is over all heads together", where)
@@ -121,6 +124,15 @@ def _layer_plan(layer: Any, sharding: Sharding, where: str) -> dict[str, Paralle
     if sharding.sequence:
         plan |= _gathering()
     return plan
+
+
+def _part_of(name: str) -> tuple[str, str]:
+    """The linear layer that a module belongs to, and which part of it; without adapters it is its own base."""
+    for part in _ADAPTED:
+        owner, found, _ = name.partition(f".{part}")
+        if found:
+            return owner, part
+    return name, "base_layer"
 
 
 def _fused_name(joining: str) -> str:

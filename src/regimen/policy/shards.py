@@ -22,10 +22,12 @@ from regimen.errors import RunError
 
 # One entry for each parameter, so that neither its shard nor its parameter group matters.
 _OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
+# Not strict, as frozen weights are not there; `load` has refused shards that lack anything else.
+_RESTORING = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 
 
 def save_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write weights and optimiser; every process must call this."""
+    """Write trained weights and optimiser; every process must call this."""
     try:
         with _quiet():
             save(_state(model, optimizer), checkpoint_id=folder)
@@ -41,13 +43,15 @@ def load_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder
             load(state, checkpoint_id=folder)
     except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise _refusal("read", error, folder) from error
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_OPTIONS
-    )
+    found = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+    set_state_dict(model, optimizer, **found, options=_RESTORING)
 
 
 def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:  # it stands in the model's own folder
+            weights.pop(name)
     return {"model": weights, "optimizer": moments}
 
 

@@ -143,7 +143,6 @@ def test_unknown_key_in_a_file_names_the_line(tmp_path: Path):
     ("algorithm", "override"),
     [
         ("sft", "policy.megatron_cfg.enabled=true"),
-        ("sft", "policy.dtensor_cfg.lora_cfg.enabled=true"),
         ("sft", "policy.hf_config_overrides={attention_dropout: 0.1}"),
         ("sft", "data.train.split_validation_size=0.05"),
         ("sft", "data.train.subset=main"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from regimen.diagnosis.memory import CHUNK_BYTES, estimate_memory
+from regimen.diagnosis.memory import CHUNK_BYTES, LoraShape, estimate_memory
 
 MODEL = {
     "hidden_size": 8,
@@ -36,6 +36,24 @@ def test_what_the_settings_change():
     assert (found.weights, found.reference, found.generation) == (6 * 1992, 4 * 1992, 2 * 1992)
     assert found.activations == 10 * (2 * 8 + LAYER) * 2
     assert estimate_memory(MODEL, tokens=10**9, precision="float32").vocabulary == 3 * CHUNK_BYTES + 3200
+
+
+@pytest.mark.parametrize(
+    ("lora", "trained"),
+    [
+        # In each of two layers: q 8 + 8, k and v 8 + 4, o 8 + 8; gate, up and down 8 + 16
+        (LoraShape(4), 4 * 2 * (16 + 12 + 12 + 16 + 3 * 24)),
+        (LoraShape(4, targets=("q_proj", "*.mlp.*")), 4 * 2 * (16 + 3 * 24)),
+        (LoraShape(2, excluded=("*.layers.0.*", "up_proj")), 2 * (16 + 12 + 12 + 16 + 2 * 24)),
+    ],
+)
+def test_adapters_alone_have_gradients_and_moments(lora, trained):
+    found = estimate_memory(MODEL, tokens=10, precision="bfloat16", has_reference=True, lora=lora)
+    assert (found.gradients, found.optimiser, found.reference) == (4 * trained, 8 * trained, 0)
+    assert found.weights == 2 * 1992 + 4 * trained
+    assert found.vocabulary == 3 * 4 * 10 * 100
+    four = estimate_memory(MODEL, tokens=10, precision="bfloat16", lora=LoraShape(4, in_4bit=True))
+    assert four.weights == 996 + 4 * 4 * 2 * 128
 
 
 def test_untied_words_and_experts():

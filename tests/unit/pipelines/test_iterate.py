@@ -147,6 +147,27 @@ def test_a_better_model_is_kept_and_the_next_round_begins_with_it(base: Path):
     assert ("round 1: collect", 1, 2) in heard
 
 
+def test_adapters_are_merged_before_the_next_stages(base: Path, monkeypatch: pytest.MonkeyPatch):
+    fake = FakeStages([0.5, 0.9])
+    plain = fake.train
+
+    def train(config: Any, **options: Any) -> Any:
+        done = plain(config, **options)
+        model = Path(config.checkpointing.checkpoint_dir) / "model"
+        (model / "config.json").rename(model / "adapter_config.json")
+        return done
+
+    def merge(source: Path, output: Path, *, overwrite: bool) -> None:
+        assert overwrite  # a kill may have left one
+        write_model(output, json.loads((source / "adapter_config.json").read_text())["skill"])
+
+    monkeypatch.setattr(fake, "train", train)
+    monkeypatch.setattr("regimen.pipelines.iterate.merge", merge)
+    result = iterate(config_of(base, "rounds=2"), stages=fake.stages())
+    assert (result.kept, result.model) == (2, base.parent / "loop" / "round_2" / "merged")
+    assert [call[1] for call in fake.calls if call[0] == "train"] == ["start", "round_1"]
+
+
 def test_a_worse_or_equal_model_is_dropped_and_the_best_so_far_goes_on(base: Path):
     fake = FakeStages([0.6, 0.6, 0.1])
     result = iterate(config_of(base, "rounds=3"), stages=fake.stages())

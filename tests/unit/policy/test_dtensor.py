@@ -13,6 +13,7 @@ import many_processes as many
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from regimen.policy.dtensor import _padded, divide
 from regimen.policy.ranks import connected
@@ -57,6 +58,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         many.figures(policy, "sft", 2)
         policy.save_shards(folder / "of_one")
         (folder / "of_one.json").write_text(json.dumps(policy.state()))
+        adapted = many.sharded_policy("llama", lora=many.LORA)
+        many.figures(adapted, "sft", 2)
+        adapted.save_shards(folder / "adapters_of_one")
+        (folder / "adapters_of_one.json").write_text(json.dumps(adapted.state()))
     return folder
 
 
@@ -144,6 +149,37 @@ def test_the_gathered_model_is_an_ordinary_folder(quick: list[dict[str, Any]], f
     assert sums == pytest.approx(quick[0]["saved"]["weights"], abs=1e-6)
     config = json.loads((folder / "model" / "config.json").read_text())
     assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "float32")
+
+
+@pytest.mark.parametrize("case", many.ADAPTED, ids=many.name_of)
+def test_two_processes_train_adapters_as_one(case: tuple[str, str, str], quick: list[dict[str, Any]]) -> None:
+    model, algorithm, _ = case
+    expected = many.figures(many.local_policy(model, lora=many.LORA), algorithm)
+    base = many.local_policy(model).logprobs(many.forests_of(algorithm))
+    for found in quick:
+        assert_same(found[f"adapted-{many.name_of(case)}"], expected)
+        for reference in found[f"reference-{many.name_of(case)}"]:
+            for one, other in zip(reference, base, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_two_processes_go_on_with_the_adapters_that_one_left(quick: list[dict[str, Any]], folder: Path) -> None:
+    expected = many.figures(many.local_policy("llama", lora=many.LORA), "sft")
+    for found in quick:
+        assert_same(found["adapted-resumed"], expected, first=2)
+    kept = FileSystemReader(folder / "adapters_of_one").read_metadata().state_dict_metadata
+    assert sum(name.startswith("model.") for name in kept) == 2 * 2 * 7  # A and B of seven products in two layers
+    assert all("lora_" in name for name in kept if name.startswith("model."))
+
+
+def test_gathered_adapters_are_a_folder_of_peft(quick: list[dict[str, Any]], folder: Path) -> None:
+    from peft import PeftModel
+
+    model, algorithm, division = many.ADAPTED[-1]
+    merged = PeftModel.from_pretrained(many.tiny_model(model), folder / "adapters").merge_and_unload()
+    weights = dict(merged.named_parameters())
+    expected = quick[0][f"adapted-{model}-{algorithm}-{division}"]["weights"]
+    assert {name: weights[name].double().sum().item() for name in expected} == pytest.approx(expected, abs=1e-3)
 
 
 def test_what_cannot_be_divided_is_refused_by_name(quick: list[dict[str, Any]]) -> None:
