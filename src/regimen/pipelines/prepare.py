@@ -202,6 +202,7 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
         "optimizer_kwargs": policy.optimizer.kwargs,
         "schedule": policy.scheduler,
         "activation_checkpointing": policy.activation_checkpointing,
+        "torch_compile": policy.torch_compile,
         "trust_remote_code": policy.trust_remote_code,
         "train": train,
     }

@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -200,4 +201,4 @@ class _Trie:
         if not self.share or len(rows) == 1:
             return total
         ordered = [arrays[index] for index in lexicographic_order(arrays)]
-        return total - sum(common_prefix(left, right) for left, right in zip(ordered, ordered[1:], strict=False))
+        return total - sum(common_prefix(left, right) for left, right in pairwise(ordered))
