@@ -122,6 +122,7 @@ class PolicyConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: list[dict[str, Any]] | None = None
     activation_checkpointing: bool = False  # ours; NeMo RL's policy.dtensor_cfg.activation_checkpointing becomes this
+    torch_compile: bool = False  # ours
     dtensor_cfg: DTensorConfig = DTensorConfig()
     sequence_packing: TokenBudgetConfig = TokenBudgetConfig()
     dynamic_batching: TokenBudgetConfig = TokenBudgetConfig()

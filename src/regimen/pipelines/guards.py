@@ -24,6 +24,7 @@ from regimen.policy.base import Policy
 from regimen.policy.checkpoint import save_tensors
 from regimen.policy.durable import rename_durably, sync_folder
 from regimen.tokens.forest import Forest, TrainingSequence
+from regimen.tokens.packing import is_computed
 from regimen.tokens.template import Renderer
 
 WITHOUT_VARIANCE = "steps_without_variance"
@@ -55,7 +56,8 @@ def check_balance(counted: float, expected: float, what: str) -> None:
 
 
 def check_forests(forests: Sequence[Forest], sequences: Sequence[TrainingSequence]) -> None:
-    """Every sequence of a batch stands in exactly one micro-batch, with every token that it trains."""
+    """Every sequence of a batch that has a weight stands in one micro-batch, with every token that it trains."""
+    sequences = [sequence for sequence in sequences if is_computed(sequence)]
     rows = sorted(int(row) for forest in forests for row in forest.row)
     check_balance(len(rows), len(sequences), "sequences in the micro-batches")
     check_balance(len(set(rows)), len(sequences), "different sequences in the micro-batches")

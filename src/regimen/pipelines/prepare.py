@@ -172,9 +172,12 @@ def _reference(config: TrainConfig, policy: LocalPolicy) -> LogprobReader:
 
 
 def logprobs_of(policy: LogprobReader, sequences: Sequence[TrainingSequence], budget: int) -> list[np.ndarray]:
-    """Log-probabilities of each sequence's trained tokens, `[num_trained]` float32, in the order of `sequences`."""
+    """Log-probabilities of each sequence's trained tokens, `[num_trained]` float32, in the order of `sequences`.
+
+    Those of a sequence that is masked as a whole are not computed: zeros.
+    """
     forests = micro_batches(sequences, budget, num_shares=policy.num_shares)
-    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
+    found: list[np.ndarray] = [np.zeros(sequence.num_trained, np.float32) for sequence in sequences]
     for forest, values in zip(forests, policy.logprobs(forests), strict=True):
         for place, row in enumerate(forest.row.tolist()):
             found[row] = values[forest.sequence == place]
@@ -208,6 +211,7 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
         "optimizer_kwargs": policy.optimizer.kwargs,
         "schedule": policy.scheduler,
         "activation_checkpointing": policy.activation_checkpointing,
+        "torch_compile": policy.torch_compile,
         "trust_remote_code": policy.trust_remote_code,
         "train": train,
         "lora": _lora(config) if train else None,

@@ -5,8 +5,9 @@ Out: for every token, attention over exactly the tokens it sees (`k <= q < end[k
 
 On a CPU the plan is a list of rectangles: each unbranched run of tokens attends to itself causally, and everything
 below it attends to all of it, without a mask. Small subtrees are one masked rectangle. Rectangles that share rows are
-merged by their log-sum-exp, in the backward pass too, so no key is ever copied per sequence. A layer with a sliding
-window, or another device, uses one dense mask.
+merged by their log-sum-exp, in the backward pass too, so no key is ever copied per sequence. A GPU has one kernel for
+it all (`regimen.policy.flex`). A layer with a sliding window on a CPU, and a GPU that cannot compile the kernel, use
+one dense mask.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regimen.errors import PolicyError
+from regimen.policy.flex import block_mask, flex_forest_attention, is_usable
 from regimen.tokens.forest import Forest
 
 ATTENTION_NAME = "regimen_forest"
@@ -44,12 +47,13 @@ class Rectangle:
 
 @dataclass(slots=True)
 class AttentionPlan:
-    """What attention needs to know of a forest; the dense mask is made only when a layer asks for it."""
+    """What attention needs to know of a forest; masks are made only when a layer asks for them."""
 
     rectangles: list[Rectangle]
     end: np.ndarray
     depth: np.ndarray
     _dense: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
+    _blocks: dict[tuple[int | None, torch.device], BlockMask] = field(default_factory=dict)
 
     def dense_mask(self, window: int | None, device: torch.device) -> Tensor:
         """`[T, T]` bool: what each token sees, within `window` positions where a layer has a sliding window."""
@@ -60,6 +64,13 @@ class AttentionPlan:
                 visible &= self.depth[:, None] - self.depth[None, :] < window
             self._dense[key] = torch.from_numpy(visible).to(device)
         return self._dense[key]
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """The same as blocks, for FlexAttention."""
+        key = (window, device)
+        if key not in self._blocks:
+            self._blocks[key] = block_mask(self.end, self.depth, window, device)
+        return self._blocks[key]
 
 
 def plan_attention(forest: Forest) -> AttentionPlan:
@@ -193,6 +204,9 @@ def forest_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave float32
     if sliding_window is None and query.device.type == "cpu":
         output = _ForestAttention.apply(query, key, value, forest_plan, scale)
+    elif is_usable(query):
+        mask = forest_plan.block_mask(sliding_window, query.device)
+        output = flex_forest_attention(query, key, value, mask, scale)
     else:
         mask = forest_plan.dense_mask(sliding_window, query.device)
         key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])

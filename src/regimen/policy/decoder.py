@@ -17,7 +17,7 @@ from regimen.errors import PolicyError
 from regimen.models import refuse_unsupported
 from regimen.policy.attention import ATTENTION_NAME, plan_attention
 from regimen.policy.base import Supervision
-from regimen.policy.logprobs import chunked_logprobs
+from regimen.policy.logprobs import selected_logprobs
 from regimen.tokens.forest import Forest
 
 
@@ -51,7 +51,7 @@ class ForestDecoder(torch.nn.Module):
             ).last_hidden_state[0]
         hidden = hidden[torch.from_numpy(forest.parent[distinct]).to(device)]
         head = self.causal_lm.get_output_embeddings()
-        logprob = chunked_logprobs(
+        logprob = selected_logprobs(
             hidden.to(self.dtype),
             head.weight.to(self.dtype),
             None if head.bias is None else head.bias.to(self.dtype),

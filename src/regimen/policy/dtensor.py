@@ -32,6 +32,7 @@ from regimen.policy.ranks import current_ranks
 from regimen.policy.sharding import Sharding, shard_decoder
 from regimen.policy.shards import load_shards, save_shards
 from regimen.tokens.forest import Forest, TrainingSequence, build_forest
+from regimen.tokens.packing import divide
 
 # It warns of each weight that is gathered over both dimensions of the mesh; exports are rare.
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -204,17 +205,6 @@ def _mesh(num_processes: int, tensor_parallel_size: int) -> DeviceMesh:
         )
     shape = (num_processes // tensor_parallel_size, tensor_parallel_size)
     return init_device_mesh(default_device().type, shape, mesh_dim_names=("dp", "tp"))
-
-
-def divide(sizes: Sequence[int], num_shares: int) -> list[list[int]]:
-    """The places of `sizes` in shares of about equal sums: the largest first, each to the share with least so far."""
-    shares: list[list[int]] = [[] for _ in range(num_shares)]
-    sums = [0] * num_shares
-    for index in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        share = sums.index(min(sums))
-        shares[share].append(index)
-        sums[share] += sizes[index]
-    return shares
 
 
 def _idle_forest() -> Forest:

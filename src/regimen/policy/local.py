@@ -39,6 +39,7 @@ class LocalPolicyOptions:
     optimizer_kwargs: dict[str, Any] = field(default_factory=lambda: {"lr": 5e-6})
     schedule: list[dict[str, Any]] | None = None
     activation_checkpointing: bool = False
+    torch_compile: bool = False
     trust_remote_code: bool = False
     train: bool = True
     lora: LoraOptions | None = None
@@ -57,6 +58,10 @@ class LocalPolicy:
         self.model = model
         self.adapters = None if options.lora is None else Adapters(model, options.lora)
         self.decoder, self.device = self._placed(model)
+        if options.torch_compile:
+            from regimen.policy.compiled import compile_layers  # a second of imports that others do without
+
+            compile_layers(model.model.layers, self.device)  # type: ignore[union-attr,arg-type]
         if options.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         model.train(options.train)

@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding the whole logits.
 
 In: hidden states `[N, H]`, the vocabulary head `[V, H]`, targets `[N]`. Out: log-probabilities `[N]`, float32.
-Logits exist for one chunk of rows at a time, in the backward pass too, where they are computed again.
+Logits exist for one chunk of rows at a time, in the backward pass too, where they are computed again; or not at all,
+where `regimen.policy.fused` has a kernel.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from regimen.policy.fused import fused_logprobs
 
 CHUNK_BYTES = 256 * 2**20  # float32 logits held at a time
 
@@ -73,3 +76,11 @@ def chunked_logprobs(
     result = _ChunkedLogprobs.apply(hidden, head, bias, target, temperature)
     assert isinstance(result, Tensor)
     return result
+
+
+def selected_logprobs(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, target: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """The same by the fastest means there is for these tensors."""
+    fused = fused_logprobs(hidden, head, bias, target, temperature)
+    return chunked_logprobs(hidden, head, bias, target, temperature) if fused is None else fused

@@ -252,7 +252,7 @@ def test_micro_batches_do_not_change_loss_or_gradient(model: Any, name: str) -> 
     assert len(whole) == 1
     expected, expected_gradient = forest_training(model, whole, LOSSES[name])
     seen = set[int]()
-    for budget in (60, 40, 1):
+    for budget in (50, 30, 1):
         forests = micro_batches(sequences, budget)
         assert len(forests) > 1
         seen.add(len(forests))
