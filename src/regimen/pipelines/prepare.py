@@ -164,7 +164,7 @@ def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: 
 
 def logprobs_of(policy: LocalPolicy, sequences: Sequence[TrainingSequence], budget: int) -> list[np.ndarray]:
     """Log-probabilities of each sequence's trained tokens, `[num_trained]` float32, in the order of `sequences`."""
-    forests = micro_batches(sequences, budget, num_shares=policy.num_shares)
+    forests = micro_batches(sequences, budget, num_shares=policy.num_shares, padded=policy.unrolled is not None)
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
     for forest, values in zip(forests, policy.logprobs(forests), strict=True):
         for place, row in enumerate(forest.row.tolist()):
@@ -180,7 +180,8 @@ def _row_validation(config: TrainConfig, algorithm: Algorithm, held_out: Dataset
 
     def validate(policy: LocalPolicy, _: int) -> dict[str, float]:
         batch = batches.of_rows(list(range(int(count))))
-        forests = micro_batches(batch.sequences, config.policy.logprob_token_budget, num_shares=policy.num_shares)
+        budget, padded = config.policy.logprob_token_budget, policy.unrolled is not None
+        forests = micro_batches(batch.sequences, budget, num_shares=policy.num_shares, padded=padded)
         result = policy.evaluate(forests, algorithm.loss)
         return {**result.metrics, "loss": result.loss, "num_rows": float(count)}
 

@@ -19,6 +19,7 @@ from regimen.tokens.forest import (
     lexicographic_order,
     normalisers,
 )
+from regimen.tokens.padding import padded_groups
 
 
 def micro_batches(
@@ -29,6 +30,7 @@ def micro_batches(
     valid_tokens: float | None = None,
     valid_sequences: float | None = None,
     num_shares: int = 1,
+    padded: bool = False,
 ) -> list[Forest]:
     """Forests of at most `token_budget` tokens each (a longer unit stands alone), in a deterministic order.
 
@@ -36,13 +38,18 @@ def micro_batches(
     the longest prefixes, and a unit is counted with the tokens it adds. Sequences without a trained token are left out:
     nothing of them would be computed. The normalisers default to those of all of `sequences`.
     `num_shares` processes compute them: where the budget would give fewer forests, it is lowered to give as many.
+    `padded`: each sequence will be a row, filled up to the longest of its forest; nothing is shared, rows of about
+    equal lengths stand together, and the budget counts the filling too.
     """
     tokens_total, sequences_total = normalisers(sequences)
     tokens_total = tokens_total if valid_tokens is None else valid_tokens
     sequences_total = sequences_total if valid_sequences is None else valid_sequences
     arrays = [_computed_ids(sequence) for sequence in sequences]
+    share = share and not padded
     forests: list[Forest] = []
-    for rows in _groups(sequences, arrays, token_budget, share, num_shares):
+    units = _units(sequences, arrays)
+    groups = padded_groups(units, [len(array) for array in arrays], token_budget, num_shares) if padded else None
+    for rows in groups or _groups(units, arrays, token_budget, share, num_shares):
         part = [sequences[row] for row in rows]
         trimmed = [_trimmed(sequence, arrays[row]) for sequence, row in zip(part, rows, strict=True)]
         forests.append(
@@ -61,15 +68,19 @@ def _trimmed(sequence: TrainingSequence, ids: np.ndarray) -> TrainingSequence:
     return sequence if len(ids) == len(sequence.ids) else replace(sequence, ids=ids)
 
 
-def _groups(
-    sequences: Sequence[TrainingSequence], arrays: Sequence[np.ndarray], token_budget: int, share: bool, num_shares: int
-) -> list[list[int]]:
+def _units(sequences: Sequence[TrainingSequence], arrays: Sequence[np.ndarray]) -> list[list[int]]:
+    """What is never split, in lexicographic order: rows alone, or those of a pair."""
     units: dict[tuple[str, int], list[int]] = {}
     for row in lexicographic_order(arrays):
         if len(arrays[row]):
             pair = sequences[row].pair
             units.setdefault(("pair", pair) if pair >= 0 else ("row", row), []).append(row)
-    every = list(units.values())
+    return list(units.values())
+
+
+def _groups(
+    every: list[list[int]], arrays: Sequence[np.ndarray], token_budget: int, share: bool, num_shares: int
+) -> list[list[int]]:
     groups = _filled(every, arrays, token_budget, share)
     low = 1
     while len(groups) < num_shares and low < token_budget:  # the least budget that needs no more than one each
