@@ -7,7 +7,7 @@ Out: a causal language model. Refuses: a folder that holds no model, pickled wei
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -95,9 +95,18 @@ def refuse_unsupported(config: Any) -> None:
         value = getattr(config, name, None)
         if value is not None and value != neutral:
             raise PolicyError(f"the model's {name} is {value} (softcap or scale)", expected="a model without it")
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION_LAYERS))
-    if other:
-        raise PolicyError(
-            f"the model has layers of type {', '.join(other)}, which would mix the tokens of sibling sequences",
-            expected=" and ".join(_ATTENTION_LAYERS),
-        )
+
+
+def token_mixers(model: torch.nn.Module) -> list[str]:
+    """What besides full and sliding attention lets a token see earlier ones; empty for a plain transformer.
+
+    By the layers that the model has: the types that its configuration names, and modules that hold a convolution over
+    tokens, as state spaces and linear attention do.
+    """
+    types = cast("list[str]", getattr(model.config, "layer_types", None) or [])
+    convolving = [
+        type(module).__name__
+        for module in model.modules()
+        if any(isinstance(part, torch.nn.Conv1d) and part.kernel_size[0] > 1 for part in module.children())
+    ]
+    return list(dict.fromkeys([name for name in types if name not in _ATTENTION_LAYERS] + convolving))

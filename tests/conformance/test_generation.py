@@ -14,9 +14,12 @@ import torch
 
 from regimen.errors import GenerationError, PolicyError
 from regimen.generation.base import Generation, Sample, Sampling
+from regimen.generation.rows import RowsGeneration
 from regimen.registry import resolve
 
-BACKENDS = ["transformers"]  # names of the registry; the scripted fake has no model to agree with
+# Names of the registry, and what "transformers" gives to models whose past is more than keys and values. The scripted
+# fake has no model to agree with.
+BACKENDS = ["transformers", pytest.param("rows", marks=pytest.mark.slow)]
 STOPS = (7, 8, 9, 10, 11, 12)  # enough of 258 ids for some samples to stop early
 SAMPLING = Sampling(max_new_tokens=24, stop_ids=STOPS)
 PREFIX = list(range(20, 60))
@@ -25,7 +28,7 @@ PROMPTS = [[*PREFIX, 100 + index, *range(70, 70 + index % 4)] for index in range
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Any:
-    return resolve("generation", request.param)
+    return RowsGeneration if request.param == "rows" else resolve("generation", request.param)
 
 
 @pytest.fixture
@@ -291,6 +294,28 @@ async def test_an_engine_that_fails_says_so_to_everyone_and_recovers(
         failures = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 10)
     assert all(isinstance(failure, GenerationError) and "out of memory" in str(failure) for failure in failures)
     assert (await generation.sample(PROMPTS[0], SAMPLING, 0)).ids
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["mamba2", *[pytest.param(k, marks=pytest.mark.slow) for k in ("nemotron_h", "qwen3_next", "lfm2")], "gemma3"],
+)
+async def test_models_with_another_past_say_so_and_sample_what_they_would(
+    kind: str, tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """State spaces, convolutions and sliding windows: prompts of unequal lengths, some ending early."""
+    windows = {"sliding_window": 5, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    model = tiny.tiny_model(kind, **(windows if kind == "gemma3" else {})).eval()
+    model.save_pretrained(tmp_path)
+    generation = resolve("generation", "transformers").load(tmp_path, precision="float32", max_batch_size=3)
+    assert isinstance(generation, RowsGeneration)
+    assert "note: only prompts of one length are answered together" in capsys.readouterr().err
+    found = await many(generation, PROMPTS)
+    assert {sample.stop_reason for sample in found} == {"stop", "length"}
+    for prompt, sample in zip(PROMPTS, found, strict=True):
+        assert_true_logprobs(model, prompt, sample)
+    assert (await generation.sample(PROMPTS[3], SAMPLING, 3)).ids == found[3].ids
+    await generation.close()
 
 
 async def test_a_sliding_window_is_refused(tiny: ModuleType) -> None:

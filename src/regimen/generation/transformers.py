@@ -4,12 +4,15 @@ In: prompts, from any number of coroutines. Out: samples with token ids and log-
 A prefix that the waiting prompts share is computed once and kept once; equal prompts are prefilled once; a finished row
 leaves at once and a waiting one takes its place; an episode that comes back with its history and more continues from
 the keys it left behind. Each request draws from its own random stream, so a sample does not depend on its neighbours
-beyond rounding. Refuses: prompts beyond the model's positions, models with sliding windows.
+beyond rounding. `load` gives models that its memory cannot serve, such as state spaces and sliding windows, to
+`regimen.generation.rows`. Refuses: prompts beyond the model's positions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +37,9 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
+class Request:
+    """A prompt that is answered, and its answer so far."""
+
     prompt: np.ndarray
     sampling: Sampling
     future: asyncio.Future[Sample]
@@ -51,14 +56,14 @@ class TransformersGeneration:
 
     def __init__(self, model: torch.nn.Module, *, max_batch_size: int = 64) -> None:
         refuse_unsupported(model.config)
-        model.set_attn_implementation(DECODE_ATTENTION_NAME)  # type: ignore[operator]
+        self._choose_attention(model)
         model.eval().requires_grad_(False)
         self.model: Any = model
         self.weight_version = 0
         self.max_batch_size = max_batch_size
-        self._waiting: list[_Request] = []  # the event loop's; the engine's thread never touches it
-        self._admitted: list[_Request] = []
-        self._active: list[_Request] = []  # index = row of the memory
+        self._waiting: list[Request] = []  # the event loop's; the engine's thread never touches it
+        self._admitted: list[Request] = []
+        self._active: list[Request] = []  # index = row of the memory
         self._memory: KeyValueMemory | None = None
         self._prefix = np.zeros(0, np.int64)
         self._parked: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -76,8 +81,17 @@ class TransformersGeneration:
         trust_remote_code: bool = False,
     ) -> TransformersGeneration:
         """The engine of a model folder. Raises `PolicyError` where it is none."""
+        from regimen.generation.rows import RowsGeneration, why_rows
+
         model = load_model(folder, _DTYPES[precision], trust_remote_code=trust_remote_code)
-        return cls(model.to(default_device()), max_batch_size=max_batch_size)
+        reason = why_rows(model)
+        if reason is not None and os.environ.get("RANK", "0") == "0":
+            print(f"note: only prompts of one length are answered together: {reason}", file=sys.stderr)
+        engine = cls if reason is None else RowsGeneration
+        return engine(model.to(default_device()), max_batch_size=max_batch_size)
+
+    def _choose_attention(self, model: torch.nn.Module) -> None:
+        model.set_attn_implementation(DECODE_ATTENTION_NAME)  # type: ignore[operator]
 
     async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int) -> Sample:
         """Sample one answer. Raises `GenerationError` when the prompt and the answer cannot fit the model."""
@@ -88,7 +102,7 @@ class TransformersGeneration:
                 expected=f"1 to {self._max_positions} tokens in all",
             )
         loop = asyncio.get_running_loop()
-        request = _Request(prompt, sampling, loop.create_future(), np.random.Generator(np.random.Philox(seed)))
+        request = Request(prompt, sampling, loop.create_future(), np.random.Generator(np.random.Philox(seed)))
         self._waiting.append(request)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
@@ -191,7 +205,7 @@ class TransformersGeneration:
                 self._memory.copy_row(len(self._active), row, last.length)
                 self._active[row] = last
 
-    def _park(self, row: int, request: _Request) -> None:
+    def _park(self, row: int, request: Request) -> None:
         assert self._memory is not None
         seen = np.concatenate([request.prompt, np.asarray(request.ids[:-1], np.int64)])
         start = len(self._prefix) if request.uses_prefix else 0
@@ -237,7 +251,7 @@ class TransformersGeneration:
                 self._memory.copy_row(first + groups[index], first + index, leader.length)
         self._sample(admitted, logits[torch.tensor(groups)])
 
-    def _own_tokens(self, request: _Request) -> int:
+    def _own_tokens(self, request: Request) -> int:
         prefix = len(self._prefix) if request.uses_prefix else 0
         return len(request.prompt) - prefix + request.sampling.max_new_tokens
 
@@ -264,7 +278,7 @@ class TransformersGeneration:
         self._memory.prefix = [(layer[0][None].clone(), layer[1][None].clone()) for layer in stored]
         self._prefix = prompts[0][:shared]
 
-    def _prefill(self, first: int, leaders: list[_Request]) -> Tensor:
+    def _prefill(self, first: int, leaders: list[Request]) -> Tensor:
         """Write the prompts of `leaders` to rows `first`…; logits behind their last tokens, `[len(leaders), V]`."""
         assert self._memory is not None
         rest: list[np.ndarray] = []
@@ -278,7 +292,7 @@ class TransformersGeneration:
             rest.append(request.prompt[start + request.length :])
         return self._forward(first, rest, leaders)
 
-    def _recall(self, request: _Request) -> Tensor | None:
+    def _recall(self, request: Request) -> Tensor | None:
         """The parked keys of the longest earlier turn that the prompt continues."""
         if request.uses_prefix != bool(len(self._prefix)):
             return None
@@ -305,7 +319,7 @@ class TransformersGeneration:
             for row, request in enumerate(self._active):
                 self._memory.put(row, old.take(row, request.length))
 
-    def _forward(self, first: int, parts: list[np.ndarray], members: list[_Request]) -> Tensor:
+    def _forward(self, first: int, parts: list[np.ndarray], members: list[Request]) -> Tensor:
         """Run the new tokens `parts` of the rows from `first` on; logits behind each row's last, `[n, V]` float32.
 
         `members` are the rows' requests; none for the shared prefix, which is computed in row 0.
@@ -357,7 +371,7 @@ class TransformersGeneration:
             uses_prefix=torch.from_numpy(prefixes)[:, None, None].to(device) if prefixes.any() else None,
         )
 
-    def _sample(self, requests: list[_Request], logits: Tensor) -> None:
+    def _sample(self, requests: list[Request], logits: Tensor) -> None:
         """Draw one token for each request from its own stream."""
         temperatures = torch.tensor([r.sampling.temperature or 1.0 for r in requests], device=logits.device)
         logprobs = (logits / temperatures[:, None]).log_softmax(-1)

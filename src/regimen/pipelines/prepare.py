@@ -176,7 +176,7 @@ def logprobs_of(policy: LogprobReader, sequences: Sequence[TrainingSequence], bu
 
     Those of a sequence that is masked as a whole are not computed: zeros.
     """
-    forests = micro_batches(sequences, budget, num_shares=policy.num_shares)
+    forests = micro_batches(sequences, budget, num_shares=policy.num_shares, padded=policy.unrolled is not None)
     found: list[np.ndarray] = [np.zeros(sequence.num_trained, np.float32) for sequence in sequences]
     for forest, values in zip(forests, policy.logprobs(forests), strict=True):
         for place, row in enumerate(forest.row.tolist()):
@@ -192,7 +192,8 @@ def _row_validation(config: TrainConfig, algorithm: Algorithm, held_out: Dataset
 
     def validate(policy: LocalPolicy, _: int) -> dict[str, float]:
         batch = batches.of_rows(list(range(int(count))))
-        forests = micro_batches(batch.sequences, config.policy.logprob_token_budget, num_shares=policy.num_shares)
+        budget, padded = config.policy.logprob_token_budget, policy.unrolled is not None
+        forests = micro_batches(batch.sequences, budget, num_shares=policy.num_shares, padded=padded)
         result = policy.evaluate(forests, algorithm.loss)
         return {**result.metrics, "loss": result.loss, "num_rows": float(count)}
 

@@ -32,12 +32,14 @@ def show_first_batch(prepared: Prepared, config: TrainConfig) -> None:
     for index, sequence in enumerate(batch.sequences[:32]):
         table.add_row(*_cells(index, sequence))
     console.print(table)
-    forests = micro_batches(batch.sequences, config.policy.train_token_budget)
+    padded = prepared.policy.unrolled is not None
+    forests = micro_batches(batch.sequences, config.policy.train_token_budget, padded=padded)
     alone = sum(len(sequence.ids) for sequence in batch.sequences)
     computed = sum(forest.num_tokens for forest in forests)
     console.print(
         f"valid tokens {batch.valid_tokens:g}, valid sequences {batch.valid_sequences:g}; "
-        f"{len(forests)} micro-batches compute {computed} tokens for {alone} (shared prefixes once)"
+        f"{len(forests)} micro-batches compute {computed} tokens for {alone} "
+        f"({'each sequence a row of its own' if padded else 'shared prefixes once'})"
     )
 
 

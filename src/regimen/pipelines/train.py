@@ -111,6 +111,8 @@ def _open(run: RunFolder, prepared: Prepared) -> None:
     run.open()
     for change in run.changes:
         print(f"note: changed since the run was begun: {change}", file=sys.stderr, flush=True)
+    if prepared.policy.unrolled is not None:
+        print(f"note: no prefixes are shared, each sequence is a row: {prepared.policy.unrolled}", file=sys.stderr)
     if prepared.data:
         write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
 
@@ -278,6 +280,7 @@ class _Trainer:
                 valid_tokens=update.valid_tokens,
                 valid_sequences=update.valid_sequences,
                 num_shares=self.policy.num_shares,
+                padded=self.policy.unrolled is not None,
             )
             check_forests(forests, rows)
             if self.algorithm.batches != "episodes":  # of episodes, those without an advantage are left out

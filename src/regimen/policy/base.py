@@ -73,6 +73,14 @@ class LogprobReader(Protocol):
         """Into how many shares the forests of a batch are divided; fewer forests leave processes idle."""
         ...
 
+    @property
+    def unrolled(self) -> str | None:
+        """Why the model takes each sequence as a padded row of its own; None where sequences may share prefixes.
+
+        Forests for rows are made with `padded`, so that the token budget counts what is computed.
+        """
+        ...
+
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""
         ...

@@ -1,7 +1,8 @@
 """A Hugging Face decoder that takes forests: the forward pass that every policy backend shares.
 
 In: a causal language model, forests. Out: log-probabilities of a forest's entries, and the loss's side of it as
-tensors. Refuses: a model whose attention cannot take a forest, one with dropout.
+tensors. A model that cannot take forests (`regimen.policy.layout`) gets each sequence as a row of its own.
+Refuses: a model with dropout or other noise, one whose logits are capped or scaled.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from regimen.errors import PolicyError
 from regimen.models import refuse_unsupported
-from regimen.policy.attention import ATTENTION_NAME, plan_attention
 from regimen.policy.base import Supervision
+from regimen.policy.layout import forest_states, row_states, unroll, why_unrolled
 from regimen.policy.logprobs import selected_logprobs
 from regimen.tokens.forest import Forest
 
@@ -30,32 +31,29 @@ class ForestDecoder(torch.nn.Module):
 
     def __init__(self, model: Any, dtype: torch.dtype, temperature: float, *, casts: bool = True) -> None:
         super().__init__()
-        _require_decoder(model)
         _refuse_dropout(model)
         refuse_unsupported(model.config)
-        model.set_attn_implementation(ATTENTION_NAME)
+        self.unrolled = why_unrolled(model)
         self.causal_lm = model
         self.dtype, self.temperature, self.casts = dtype, temperature, casts
 
     def forward(self, forest: Forest, device: torch.device) -> Tensor:
         """Log-probabilities of the forest's entries, `[E]` float32."""
-        tokens = torch.from_numpy(forest.tokens).to(device)
-        depth = torch.from_numpy(forest.depth).to(device)
-        distinct, entry = np.unique(forest.target, return_inverse=True)
+        target, entry = np.unique(forest.target, return_inverse=True)
         with self._autocast(device):
-            hidden = self.causal_lm.model(
-                input_ids=tokens[None],
-                position_ids=depth[None],
-                use_cache=False,
-                forest_plan=plan_attention(forest),
-            ).last_hidden_state[0]
-        hidden = hidden[torch.from_numpy(forest.parent[distinct]).to(device)]
+            if self.unrolled is None:
+                states = forest_states(self.causal_lm.base_model, forest, device)
+                hidden = states[torch.from_numpy(forest.parent[target]).to(device)]
+            else:  # a target that sequences share stands in each of their rows
+                target, entry = forest.target, np.arange(len(forest.target))
+                rows = unroll(forest, device)
+                hidden = row_states(self.causal_lm.base_model, rows)[rows.row, rows.column]
         head = self.causal_lm.get_output_embeddings()
         logprob = selected_logprobs(
             hidden.to(self.dtype),
             head.weight.to(self.dtype),
             None if head.bias is None else head.bias.to(self.dtype),
-            torch.from_numpy(forest.tokens[distinct]).to(device),
+            torch.from_numpy(forest.tokens[target]).to(device),
             self.temperature,
         )
         return logprob[torch.from_numpy(entry).to(device)]
@@ -94,6 +92,13 @@ def supervision(forest: Forest, device: torch.device) -> Supervision:
 
 
 def _refuse_dropout(model: Any) -> None:
+    jitter = float(getattr(model.config, "router_jitter_noise", 0.0) or 0.0)
+    if jitter:
+        raise PolicyError(
+            f"the model's router_jitter_noise is {jitter:g}",
+            expected="0: log-probabilities of one policy must not be random",
+            fix="set router_jitter_noise to 0 in the model's config.json",
+        )
     dropouts = [(name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)]
     # The dropout of adapters acts in training steps alone.
     active = [name for name, part in dropouts if part.p > 0 and "lora_dropout" not in name]
@@ -103,13 +108,4 @@ def _refuse_dropout(model: Any) -> None:
             f"the model has dropout ({', '.join(active[:3]) or f'attention_dropout={attention}'})",
             expected="0: log-probabilities of one policy must not be random",
             fix=f"set {'its dropout' if active else 'attention_dropout'} to 0 in the model's config.json",
-        )
-
-
-def _require_decoder(model: Any) -> None:
-    """The forest goes through the layers below `model.model`, as Llama and its relatives name them."""
-    if not isinstance(getattr(model, "model", None), torch.nn.Module):
-        raise PolicyError(
-            f"a {type(model).__name__} has no `model` that holds its layers",
-            expected="a decoder built like Llama, Qwen or SmolLM",
         )

@@ -2,8 +2,8 @@
 
 In: forests. Out: log-probabilities, or one optimiser step over all of them. Model folders in and out are ordinary
 Hugging Face folders. With `lora` the weights are frozen, in the dtype that computes, and float32 adapters train: they
-alone have gradients, optimiser and checkpoints. Refuses: a model whose attention cannot take a forest, a gradient that
-is not finite.
+alone have gradients, optimiser and checkpoints. Refuses: what `regimen.policy.decoder` does, a gradient that is not
+finite.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ class LocalPolicy:
     def num_shares(self) -> int:
         """Into how many shares the forests of a batch are divided."""
         return 1
+
+    @property
+    def unrolled(self) -> str | None:
+        """Why each sequence is a row of its own; None where sequences share prefixes."""
+        return self.decoder.unrolled
 
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""

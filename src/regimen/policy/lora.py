@@ -143,6 +143,11 @@ class WithoutAdapters:
         """As the policy's."""
         return self.policy.num_shares
 
+    @property
+    def unrolled(self) -> str | None:
+        """As the policy's."""
+        return self.policy.unrolled
+
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Log-probabilities of each forest's entries, `[E]` float32."""
         with self.adapters.off():

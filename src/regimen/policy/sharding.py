@@ -9,6 +9,7 @@ divide; norms over all heads together.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,10 @@ class Sharding:
 
 def shard_decoder(decoder: Any, sharding: Sharding) -> None:
     """Replace the parameters of `decoder`, a `ForestDecoder`, by this process's shards."""
-    model, is_split = decoder.causal_lm.model, sharding.tensor_parallel_size > 1
+    model, is_split = decoder.causal_lm.base_model, sharding.tensor_parallel_size > 1
+    layers = layers_of(model)
+    if is_split:
+        _check_rows(decoder, model)
     arguments: dict[str, Any] = {
         "mesh": sharding.mesh["dp"],
         "mp_policy": _precision(sharding.dtype),
@@ -67,13 +71,26 @@ def shard_decoder(decoder: Any, sharding: Sharding) -> None:
         # The outermost weights too: between steps, only shards are there to be read, saved or replaced.
         "reshard_after_forward": True,
     }
-    for index, layer in enumerate(model.layers):  # one at a time, so that a GPU never holds more whole than one
+    for index, layer in enumerate(layers):  # one at a time, so that a GPU never holds more whole than one
         if is_split:
             _split_layer(layer, decoder.causal_lm.config, sharding, f"layer {index} of a {type(model).__name__}")
         fully_shard(layer, **arguments)
     if is_split and sharding.sequence:
         _share_tokens(model, sharding.mesh["tp"])
     fully_shard(decoder, **arguments)
+
+
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that are sharded one at a time; none where layers share weights, which then stay together."""
+    layers = list(getattr(model, "layers", ()))
+    owners = Counter(id(weight) for layer in layers for weight in layer.parameters())
+    return [] if any(number > 1 for number in owners.values()) else layers
+
+
+def _check_rows(decoder: Any, model: torch.nn.Module) -> None:
+    """Tensor parallel knows the parts of attention and MLP only, in layers that own their weights."""
+    if decoder.unrolled is not None or not layers_of(model):
+        raise _refusal(decoder.unrolled or "layers share weights", f"a {type(model).__name__}")
 
 
 def _precision(dtype: torch.dtype) -> MixedPrecisionPolicy:
@@ -164,7 +181,7 @@ def _check_heads(layer: Any, config: Any, size: int) -> None:
 
 def _refusal(seen: str, where: str) -> PolicyError:
     return PolicyError(
-        f"tensor parallel is not implemented for this layer: {seen}",
+        f"tensor parallel is not implemented for this model: {seen}",
         where=where,
         expected="q, k, v, o projections, a gated MLP and norms, named as in Llama or Phi-3",
         fix="set policy.dtensor_cfg.tensor_parallel_size=1; FSDP shards this model too",

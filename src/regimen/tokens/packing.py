@@ -26,6 +26,7 @@ from regimen.tokens.forest import (
     lexicographic_order,
     normalisers,
 )
+from regimen.tokens.padding import padded_groups
 
 
 def micro_batches(
@@ -36,19 +37,25 @@ def micro_batches(
     valid_tokens: float | None = None,
     valid_sequences: float | None = None,
     num_shares: int = 1,
+    padded: bool = False,
 ) -> list[Forest]:
     """Forests of at most `token_budget` tokens each (a longer unit stands alone), in a deterministic order.
 
     Sequences of one pair are one unit and never split. Units that `is_computed` is false of are left out: nothing of
     them would reach the loss. The normalisers default to those of all of `sequences`.
     `num_shares` processes compute the forests: they are made so that the one with most has as little as possible.
+    `padded`: each sequence will be a row, filled up to the longest of its forest; nothing is shared, rows of about
+    equal lengths stand together, and the budget counts the filling too.
     """
     tokens_total, sequences_total = normalisers(sequences)
     tokens_total = tokens_total if valid_tokens is None else valid_tokens
     sequences_total = sequences_total if valid_sequences is None else valid_sequences
     arrays = [_computed_ids(sequence) for sequence in sequences]
+    share = share and not padded
     forests: list[Forest] = []
-    for rows in _groups(_units(sequences, arrays), arrays, token_budget, share, num_shares):
+    units = _units(sequences, arrays)
+    groups = padded_groups(units, [len(array) for array in arrays], token_budget, num_shares) if padded else None
+    for rows in groups or _groups(units, arrays, token_budget, share, num_shares):
         part = [sequences[row] for row in rows]
         trimmed = [_trimmed(sequence, arrays[row]) for sequence, row in zip(part, rows, strict=True)]
         forests.append(

@@ -19,6 +19,7 @@ from regimen.policy import attention
 from regimen.policy.attention import plan_attention
 from regimen.policy.base import Loss
 from regimen.policy.decoder import supervision
+from regimen.policy.layout import unroll
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.tokens.forest import Forest, TrainingSequence, build_forest
 from regimen.tokens.packing import micro_batches
@@ -206,14 +207,18 @@ def test_head_layouts(tiny: ModuleType, changes: dict[str, int]) -> None:
     "kind, changes",
     [
         ("qwen3", {"head_dim": 8}),
+        ("phi3", {"pad_token_id": 0}),
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
         ("mistral", {"sliding_window": 5}),
         ("gemma3", {"sliding_window": 5, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     ],
 )
-def test_other_models_equal_plain_training(tiny: ModuleType, kind: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+def test_other_models_equal_plain_training(tiny: ModuleType, kind: str, changes: dict[str, Any], name: str) -> None:
     model, sequences = tiny.tiny_model(kind, **changes), branching()
-    expected, expected_gradient = plain_training(model, sequences, LOSSES["grpo"])
-    loss, gradient = forest_training(model, [build_forest(sequences)], LOSSES["grpo"])
+    expected, expected_gradient = plain_training(model, sequences, LOSSES[name])
+    loss, gradient = forest_training(model, [build_forest(sequences)], LOSSES[name])
+    assert LocalPolicy(model, LocalPolicyOptions()).unrolled is None
     assert loss == pytest.approx(expected, rel=TOLERANCE)
     assert difference(gradient, expected_gradient) < TOLERANCE
 
@@ -291,7 +296,80 @@ def test_capped_attention_scores_are_refused(tiny: ModuleType) -> None:
         forest_logprobs(tiny.tiny_model("gemma2", head_dim=8), build_forest(branching()))
 
 
-def test_layers_that_mix_tokens_outside_attention_are_refused(model: Any) -> None:
-    model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(PolicyError, match="linear_attention"):
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mamba2",
+        "nemotron_h",
+        *[
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("mamba", "jamba", "falcon_h1", "qwen3_next", "lfm2", "zamba2")
+        ],
+    ],
+)
+def test_models_that_mix_tokens_elsewhere_get_rows_and_equal_plain_training(
+    tiny: ModuleType, kind: str, name: str
+) -> None:
+    model, sequences = tiny.tiny_model(kind), branching()
+    expected, expected_gradient = plain_training(model, sequences, LOSSES[name])
+    forests = micro_batches(sequences, 80, padded=True)
+    assert len(forests) > 1
+    loss, gradient = forest_training(model, forests, LOSSES[name])
+    assert loss == pytest.approx(expected, rel=TOLERANCE)
+    assert difference(gradient, expected_gradient) < TOLERANCE
+    policy = LocalPolicy(model, LocalPolicyOptions())
+    assert policy.unrolled is not None
+    assert policy.unrolled.startswith("tokens are mixed outside attention, by ")
+
+
+@pytest.mark.parametrize("kind", ["nemotron_h", "lfm2"])
+def test_a_forest_would_carry_one_sequence_into_another(tiny: ModuleType, kind: str) -> None:
+    """Without rows the numbers are others, so the equality above is not for free."""
+    model, sequences = tiny.tiny_model(kind), branching()
+    expected = plain_logprobs(model, sequences).detach()
+    policy = LocalPolicy(model, LocalPolicyOptions(precision="float32", train=False))
+    policy.decoder.unrolled = None
+    model.set_attn_implementation(attention.ATTENTION_NAME)
+    [found] = policy.logprobs([build_forest(sequences)])
+    assert difference(torch.from_numpy(found), expected) > 0.01
+
+
+def test_mixing_that_no_layer_tells_of_is_found_by_the_numbers(tiny: ModuleType) -> None:
+    """A layer that adds to each token the mean of those before it: no convolution, no name."""
+    model, sequences = tiny.tiny_model(), branching()
+
+    def mean_so_far(_: Any, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        counts = torch.arange(1, output.shape[1] + 1)[None, :, None]
+        return output + output.cumsum(1) / counts
+
+    model.model.layers[0].mlp.register_forward_hook(mean_so_far)
+    expected, expected_gradient = plain_training(model, sequences, LOSSES["dpo"])
+    loss, gradient = forest_training(model, micro_batches(sequences, 100, padded=True), LOSSES["dpo"])
+    assert loss == pytest.approx(expected, rel=TOLERANCE)
+    assert difference(gradient, expected_gradient) < TOLERANCE
+    assert LocalPolicy(model, LocalPolicyOptions()).unrolled == (
+        "with shared prefixes its numbers are not those of its own code"
+    )
+
+
+def test_logits_changed_behind_the_head_are_refused(tiny: ModuleType) -> None:
+    model = tiny.tiny_model("falcon_h1", lm_head_multiplier=0.5)
+    with pytest.raises(PolicyError, match="a FalconH1ForCausalLM changes its logits behind the vocabulary head"):
         LocalPolicy(model, LocalPolicyOptions())
+
+
+def test_rows_of_a_forest_with_shared_prefixes() -> None:
+    forest = build_forest(
+        [
+            TrainingSequence([7, 8, 9], [(1, 2)]),  # trained up to its second token
+            TrainingSequence([7, 8, 5, 6], [(2, 4)]),
+            TrainingSequence([7, 8], []),  # in no row: nothing of it trains
+            TrainingSequence([3, 4], [(1, 2)]),
+        ]
+    )
+    rows = unroll(forest, torch.device("cpu"))
+    assert rows.tokens.tolist() == [[7, 8, 0, 0], [7, 8, 5, 6], [3, 4, 0, 0]]
+    assert rows.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert rows.row.tolist() == [0, 1, 1, 2]
+    assert rows.column.tolist() == [0, 1, 2, 0]

@@ -183,7 +183,8 @@ def test_gathered_adapters_are_a_folder_of_peft(quick: list[dict[str, Any]], fol
 
 
 def test_what_cannot_be_divided_is_refused_by_name(quick: list[dict[str, Any]]) -> None:
-    assert "tensor parallel is not implemented for this layer: it holds mlp.gate" in quick[0]["experts"]
+    assert "tensor parallel is not implemented for this model: it holds mlp.gate" in quick[0]["experts"]
+    assert "tensor parallel is not implemented for this model: tokens are mixed outside attention" in quick[0]["mixers"]
     assert quick[0]["processes"].startswith("ConfigError: policy.dtensor_cfg.tensor_parallel_size: is 3, but there are")
 
 

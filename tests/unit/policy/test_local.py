@@ -188,12 +188,9 @@ def test_dropout_is_refused(tiny: ModuleType) -> None:
         LocalPolicy(model, options())
 
 
-def test_a_model_with_other_names_is_refused() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-    with pytest.raises(PolicyError, match="a GPT2LMHeadModel has no `model`"):
-        LocalPolicy(GPT2LMHeadModel(config), options())
+def test_routing_noise_is_refused(tiny: ModuleType) -> None:
+    with pytest.raises(PolicyError, match=r"router_jitter_noise is 0\.1"):
+        LocalPolicy(tiny.tiny_model("mixtral", router_jitter_noise=0.1), options())
 
 
 def test_activation_checkpointing_changes_no_number(tiny: ModuleType) -> None:
