@@ -73,7 +73,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokens` and `targets` (None: as many): computed and predicted in the largest micro-batch; `plain_tokens` of the
     largest that needs no gradient. `reference`: held all the time, or until its values are there. `copies`: a thread
-    writes checkpoints. `file`: bytes of the model on disk.
+    writes checkpoints; `goes_on`: while the next steps train. `file`: bytes of the model on disk.
     """
 
     tokens: int
@@ -86,6 +86,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     generation: GenerationLoad | None = None
     saves_state: bool = True
     copies: bool = False
+    goes_on: bool = True
     is_sharded: bool = False
     processes: int = 1
     tensor_parallel: int = 1
@@ -216,6 +217,8 @@ def _phases(shape: Shape, work: Workload, held: _Held) -> dict[str, int]:
     trained = held.working + held.activations(work.tokens) + held.vocabulary(targets)
     mask = work.tokens**2 * (1 + held.width) if work.on_gpu else 0
     phases["training"] = stays + gradients + moments + max(trained + mask, held.plain(work.plain_tokens))
+    if work.copies and work.goes_on and not work.on_gpu:
+        phases["training"] += _copies(shape, work, held)
     if not work.on_gpu:
         phases["saving"] = stays + gradients + moments + _copies(shape, work, held)
     return phases

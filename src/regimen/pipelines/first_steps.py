@@ -34,12 +34,25 @@ def planned_batches(config: TrainConfig, renderer: Renderer, num_shares: int = 1
     plain = made.sequences[0] if config.grpo is not None else made.everything
     single = [] if made.longest is None else micro_batches(made.longest, 1)
     return PlannedBatches(
-        steps=[micro_batches(step, policy.train_token_budget, num_shares=num_shares) for step in made.sequences],
+        steps=[
+            [
+                forest
+                for update in _updates(config, step)
+                for forest in micro_batches(update, policy.train_token_budget, num_shares=num_shares)
+            ]
+            for step in made.sequences
+        ],
         total_steps=made.total_steps,
         plain=micro_batches(plain, policy.logprob_token_budget, num_shares=num_shares),
         longest=max(single, key=lambda forest: forest.num_tokens, default=None),
         prompts=made.prompts,
     )
+
+
+def _updates(config: TrainConfig, step: list[TrainingSequence]) -> list[list[TrainingSequence]]:
+    """The sequences of each optimiser step: all, or of GRPO so many episodes."""
+    size = config.global_batch_size if config.grpo is not None else len(step)
+    return [step[start : start + size] for start in range(0, len(step), size)]
 
 
 @dataclass(frozen=True, slots=True)

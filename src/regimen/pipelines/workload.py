@@ -74,6 +74,7 @@ def workload_of(
         generation=_generation(config, batches, processes),
         saves_state=config.checkpointing.save_optimizer,
         copies=config.checkpointing.enabled and config.checkpointing.is_async,
+        goes_on=batches is None or batches.total_steps > config.checkpointing.save_period,
         is_sharded=division.enabled,
         processes=processes,
         tensor_parallel=division.tensor_parallel_size if division.enabled else 1,

@@ -82,6 +82,9 @@ def test_what_a_checkpoint_copies() -> None:
     assert found(precision="bfloat16").phases["saving"] == 18 * P
     assert found(copies=True).phases["saving"] == 16 * P + 4 * P + 12 * P
     assert found(copies=True, saves_state=False).phases["saving"] == 20 * P
+    alone = found().phases["training"]  # a thread writes copies while the next step trains
+    assert found(copies=True).phases["training"] == alone + 16 * P
+    assert found(copies=True, goes_on=False).phases["training"] == alone
 
 
 def test_the_file_is_mapped_while_weights_are_read() -> None:
