@@ -52,6 +52,10 @@ VERBS: dict[str, Verb] = {
         "Say what would go wrong in a training run: data, tokenizer, lengths, batches, memory.",
         "regimen.cli.doctor:doctor",
     ),
+    "plan": Verb(
+        "Predict memory, tokens and time of a training run, and say what to change when it does not fit.",
+        "regimen.cli.plan:plan",
+    ),
     "convert": Verb(
         "Convert rollouts into SFT, DPO or GRPO rows, with every row accounted for.", "regimen.cli.convert:convert"
     ),

@@ -20,7 +20,7 @@ from regimen.diagnosis.batches import Schedule, batch_findings, plan_batches
 from regimen.diagnosis.codes import ORDER
 from regimen.diagnosis.findings import Finding, finding, in_order
 from regimen.diagnosis.leaks import answers_of, holds_truth
-from regimen.diagnosis.memory import LoraShape, MemoryEstimate, estimate_memory
+from regimen.diagnosis.memory import MemoryEstimate, estimate_memory
 from regimen.diagnosis.thresholds import DEFAULT_THRESHOLDS, Thresholds
 from regimen.diagnosis.tokens import TokenDiagnosis, TokenRow
 from regimen.diagnosis.training import TrainingDiagnosis, TrainingRow
@@ -29,6 +29,7 @@ from regimen.gym.environment import Split, Task
 from regimen.pipelines.datasets import pair_messages, rows_of, sft_messages
 from regimen.pipelines.models import check_length, config_of, resolve_model
 from regimen.pipelines.tasks import environment_of, tasks_of_dataset
+from regimen.pipelines.workload import num_processes, workload_of
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.records import Source
 from regimen.tokens.template import Renderer
@@ -257,22 +258,13 @@ def _schedule(config: TrainConfig, size: int) -> Schedule:
 
 
 def _memory(config: TrainConfig, device_memory: float | None, findings: list[Finding]) -> MemoryEstimate | None:
-    policy, generation = config.policy, config.policy.generation
+    policy = config.policy
     try:
         model = config_of(resolve_model(policy.model_name), policy.trust_remote_code)
     except (RegimenError, ImportError):
         return None
-    lora = policy.dtensor_cfg.lora_cfg
-    adapters = LoraShape(lora.dim, tuple(lora.target_modules), tuple(lora.exclude_modules), lora.load_in_4bit)
-    estimate = estimate_memory(
-        model,
-        tokens=policy.train_token_budget,
-        precision=policy.precision,
-        checkpointing=policy.activation_checkpointing,
-        has_reference=config.grpo is not None and config.loss_fn.reference_policy_kl_penalty > 0,
-        generation_precision=(generation.precision or policy.precision) if config.grpo and generation else None,
-        lora=adapters if lora.enabled else None,
-    )
+    work = workload_of(config, processes=num_processes(config), on_gpu=device_memory is not None)
+    estimate = estimate_memory(model, work)
     if estimate is not None and device_memory is not None and estimate.total > device_memory * GIGABYTE:
         message = f"about {estimate.total / GIGABYTE:.1f} GB are needed, {device_memory:g} GB are there (an estimate)"
         findings.append(finding("memory_exceeded", 1, message))
