@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "tokens": {"rollouts", "convert/sidecar"},
     "diagnosis": {"rollouts", "convert", "tokens"},
     "models": set(),  # loading a model folder, for the two rooms that hold one
-    "endpoint": set(),  # asking a server over HTTP, for the two rooms that do
+    "connections": set(),  # to the server that an endpoint asks
+    "endpoint": {"connections"},  # asking a server over HTTP, for the two rooms that do
     "generation": {"tokens", "models", "endpoint"},
     "policy": {"tokens", "models"},
     "gym": {"rollouts", "tokens", "generation/base", "endpoint"},
@@ -45,6 +46,7 @@ WITHOUT_TENSORS = {
     "config",
     "gym",
     "serving",
+    "connections",
     "endpoint",
     "errors",
     "registry",
