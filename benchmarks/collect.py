@@ -82,7 +82,13 @@ def measure_http(repeats: int, concurrency: int, output: Path) -> float:
 
 def measure_gym(options: argparse.Namespace, concurrency: int, output: Path) -> dict[str, Any]:
     """Episodes a second through the agent of a gym that runs."""
-    source = {"gym": options.gym, "agent": options.agent, "tasks": options.tasks, "output": str(output)}
+    source: dict[str, Any] = {
+        "environment": {"name": options.agent},
+        "gym": options.gym,
+        "agent": options.agent,
+        "tasks": options.tasks,
+        "output": str(output),
+    }
     found = collect(load_collect_config({**source, "num_repeats": options.repeats, "concurrency": concurrency}))
     rate = round(found.num_episodes / found.seconds, 1)
     return {"episodes": found.num_episodes, "failed": len(found.failures), "episodes_per_second": rate}
