@@ -11,6 +11,9 @@ import json
 import random
 import time
 from typing import TYPE_CHECKING, Any, cast
+from urllib.request import getproxies, proxy_bypass
+
+import msgspec
 
 from regimen.errors import EndpointError, UsageError
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT = 60.0
 _KEPT_BODY = 2000
+_JSON = {"content-type": "application/json"}
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -49,6 +53,10 @@ class Endpoint:
         self.first_wait = first_wait
         self.retried = retried
         self._random = random.Random(0)
+        if transport is None and not _needs_proxy(url.host):
+            from regimen.connections import Connections
+
+            transport = Connections()
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else None,
             timeout=httpx.Timeout(seconds, connect=10.0, pool=None),
@@ -95,7 +103,8 @@ class Endpoint:
 
         where = f"{self.base_url}{path}"
         try:
-            response = await self._client.request(method, where, json=body)
+            content = None if body is None else _encoded(body)
+            response = await self._client.request(method, where, content=content, headers=_JSON if content else None)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             unreachable = EndpointError(
                 f"cannot connect ({error or type(error).__name__})", where=where, fix="is the server running?"
@@ -127,7 +136,7 @@ class Endpoint:
     def _object(self, response: httpx.Response, path: str) -> dict[str, Any]:
         where = f"{self.base_url}{path}"
         try:
-            value = cast("object", response.json())
+            value = _decoded(response)
         except (ValueError, RecursionError):
             raise EndpointError(
                 "the answer is not JSON", where=where, status=response.status_code, body=response.text[:_KEPT_BODY]
@@ -135,6 +144,27 @@ class Endpoint:
         if not isinstance(value, dict):
             raise EndpointError("the answer is no JSON object", where=where, status=response.status_code)
         return cast("dict[str, Any]", value)
+
+
+def _needs_proxy(host: str) -> bool:
+    """Whether the environment names a proxy for a host."""
+    return host not in _LOCAL and bool(getproxies()) and not proxy_bypass(host)
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """JSON; what msgspec cannot write (half characters, numbers of more than 64 bits) is written as Python does."""
+    try:
+        return msgspec.json.encode(body)
+    except (UnicodeEncodeError, OverflowError):
+        return json.dumps(body).encode()
+
+
+def _decoded(response: httpx.Response) -> object:
+    """The JSON of an answer; what msgspec refuses, like NaN, is read as Python does."""
+    try:
+        return msgspec.json.decode(response.content)
+    except (msgspec.DecodeError, ValueError):
+        return cast("object", response.json())
 
 
 class _PassingError(Exception):

@@ -323,3 +323,34 @@ async def test_a_sliding_window_is_refused(tiny: ModuleType) -> None:
 
     with pytest.raises((GenerationError, PolicyError), match="sliding window"):
         await TransformersGeneration(tiny.tiny_model("mistral", sliding_window=5)).sample([5, 6], SAMPLING, 0)
+
+
+async def test_tokens_are_told_as_they_are_sampled(generation: Generation) -> None:
+    told: list[tuple[int, float]] = []
+
+    def listen(token: int, logprob: float) -> None:
+        told.append((token, logprob))
+
+    sampling = Sampling(max_new_tokens=12)
+    job = asyncio.create_task(generation.sample(PROMPTS[0], sampling, 5, listen))
+    while not told:
+        await asyncio.sleep(0)
+    assert not job.done()  # the first of twelve tokens is told before the last is made
+    sample = await job
+    assert told == list(zip(sample.ids, sample.logprobs, strict=True))
+    assert (await generation.sample(PROMPTS[0], sampling, 5)).ids == sample.ids
+
+
+async def test_a_caller_that_is_cancelled_ends_its_sample(generation: Generation) -> None:
+    told: list[int] = []
+    job = asyncio.create_task(
+        generation.sample(PROMPTS[0], Sampling(max_new_tokens=3000), 1, lambda token, _: told.append(token))
+    )
+    while len(told) < 2:
+        await asyncio.sleep(0)
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+    await generation.sample(PROMPTS[1], Sampling(max_new_tokens=4), 2)
+    told_then = len(told)
+    await generation.update(1, [])  # raises while samples are under way
+    assert len(told) == told_then < 20

@@ -125,3 +125,13 @@ def test_conversion_is_compared_on_equal_rows(tmp_path: Path) -> None:
     assert [result["target"] for result in results] == ["sft", "dpo", "grpo"]
     assert all(result["rows"] == 280 and result["one"]["seconds"] > 0 for result in results)
     assert len((tmp_path / "convert.md").read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_collecting_is_measured_with_the_model_here_and_elsewhere() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "collect.py"), "--episodes", "50", "--concurrency", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [["loop", "4", "50"], ["http", "4", "50"]]
+    assert all(float(cell) > 0 for row in rows for cell in row[3:])

@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "diagnosis": {"rollouts", "convert", "tokens", "adapters"},
     "adapters": set(),  # which layers adapters stand beside and what their folders are, without loading any
     "models": {"adapters"},  # loading a model folder, for the two rooms that hold one
-    "endpoint": set(),  # asking a server over HTTP, for the two rooms that do
+    "connections": set(),  # to the server that an endpoint asks
+    "endpoint": {"connections"},  # asking a server over HTTP, for the two rooms that do
     "generation": {"tokens", "models", "endpoint"},
     "policy": {"tokens", "models", "adapters"},
     "gym": {"rollouts", "tokens", "generation/base", "endpoint"},
@@ -46,6 +47,7 @@ WITHOUT_TENSORS = {
     "config",
     "gym",
     "serving",
+    "connections",
     "endpoint",
     "errors",
     "registry",

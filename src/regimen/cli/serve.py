@@ -38,7 +38,9 @@ def serve(
     max_turns: Annotated[int | None, _option("Model calls of one episode. [default: the environment's]", min=1)] = None,
     max_batch_size: Annotated[int, _option("Answers computed at once.", shown=True, min=1)] = 64,
     seed: Annotated[int, _option("Seed of the agent's episodes.", shown=True)] = 0,
-    token_ids: Annotated[bool, typer.Option("--token-ids", help="Put token ids into every answer.")] = False,
+    token_ids: Annotated[
+        bool, typer.Option("--token-ids", help="Token ids in every answer; with --model-url in every episode.")
+    ] = False,
     weights_folder: Annotated[Path | None, _option("Folder of folders whose weights /weights may swap in.")] = None,
     max_requests: Annotated[int, _option("Requests under way at once.", shown=True, min=1)] = 1024,
     max_sessions: Annotated[int, _option("Open sessions.", shown=True, min=1)] = 4096,

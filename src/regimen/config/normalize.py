@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from regimen.config.nemo_gym import take_switches
 from regimen.config.schema_data import KEYS_OF
 from regimen.config.source import Layers, Tree, lookup, merge
 from regimen.errors import ConfigError
@@ -41,6 +42,7 @@ def fill(tree: Tree, layers: Layers) -> Tree:
     if isinstance(result.get("data"), dict):
         result["data"] = _data(cast("Tree", result["data"]), layers)
     if isinstance(result.get("grpo"), dict):
+        take_switches(result, layers)
         _fill_grpo(result)
         _fill_correction(result, layers)
     return result

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 
+from regimen.config import nemo_gym
+from regimen.config.nemo_gym import check_nemo_gym
 from regimen.config.rules_grpo import check_grpo
 from regimen.config.rules_lora import check_lora
 from regimen.config.rules_processes import check_processes
@@ -221,13 +223,12 @@ def _check_environments(config: TrainConfig, layers: Layers) -> None:
     """Options are for environments that the data names; those of `math` come with a shipped base."""
     entries = [entry for entry in (config.data.train, config.data.validation) if entry is not None]
     names = sorted({entry.env_name for entry in entries if entry.env_name is not None})
-    if "nemo_gym" in config.env:
-        raise layers.refusal(
-            "env.nemo_gym",
-            "a running NeMo Gym in the training loop is not implemented in this build",
-            "an environment of Regimen",
-            "collect with `regimen collect --gym`, convert the rollouts and train on them",
-        )
+    if nemo_gym.NAME in config.env:
+        check_nemo_gym(config, layers)
+        names.append(nemo_gym.NAME)
+    elif nemo_gym.NAME in names:
+        fix = f"start a gym, and set {nemo_gym.PATH}.head_server_url to its head server"
+        raise layers.refusal("data.train.env_name", f"is {nemo_gym.NAME}, but there is no {nemo_gym.PATH}", None, fix)
     if any(entry.dataset_name == "NemoGymDataset" and entry.env_name is None for entry in entries):
         return
     for name in config.env:

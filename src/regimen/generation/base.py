@@ -6,12 +6,13 @@ prompt, the sampling parameters and the seed, and of nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 StopReason = Literal["stop", "length"]
+OnToken = Callable[[int, float], None]  # a sampled id and its log-probability
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +77,14 @@ class ChatModel(Protocol):
 class Generation(Protocol):
     """A source of samples."""
 
-    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int) -> Sample:
-        """Sample one answer to `prompt_ids`. Raises `GenerationError`."""
+    async def sample(
+        self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, on_token: OnToken | None = None
+    ) -> Sample:
+        """Sample one answer to `prompt_ids`. Raises `GenerationError`.
+
+        `on_token` is called on the event loop for each token of the answer, in order, before it is returned. A caller
+        that is cancelled ends its sample.
+        """
         ...
 
     async def update(self, version: int, named_tensors: Iterable[tuple[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from regimen.errors import EndpointError, GenerationError
 from regimen.generation.base import Reply, Sampling, Tokens
 
 KEY_VARIABLE = "REGIMEN_MODEL_KEY"
+TOKEN_FIELDS = ("prompt_token_ids", "generation_token_ids", "generation_log_probs")  # NeMo Gym's, on a message
 Object = dict[str, Any]
 
 
@@ -71,9 +72,8 @@ class RemoteChat:
     def _tokens(self, answer: Object, choice: Object) -> Tokens:
         """The ids, from the message (NeMo Gym's spelling) or beside it (vLLM's)."""
         message = choice["message"]
-        if message.get("generation_token_ids") is not None:
-            prompt, ids = message["prompt_token_ids"], message["generation_token_ids"]
-            logprobs = message["generation_log_probs"]
+        if message.get(TOKEN_FIELDS[1]) is not None:
+            prompt, ids, logprobs = (message[field] for field in TOKEN_FIELDS)
         else:
             prompt, ids = answer.get("prompt_token_ids"), choice.get("token_ids")
             listed: Object = choice.get("logprobs") or {}
@@ -112,6 +112,8 @@ def _message(given: Object) -> Object:
     reasoning = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(reasoning, str) and reasoning:
         message["reasoning_content"] = reasoning
+    if given.get(TOKEN_FIELDS[1]) is not None:  # a server that gives ids this way continues them when they come back
+        message |= {field: given[field] for field in TOKEN_FIELDS[:2]}
     calls = [_call(call) for call in cast("list[Object]", given.get("tool_calls") or [])]
     if calls:
         message["tool_calls"] = calls

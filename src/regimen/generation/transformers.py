@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regimen.errors import GenerationError
-from regimen.generation.base import Sample, Sampling, StopReason
+from regimen.generation.base import OnToken, Sample, Sampling, StopReason
 from regimen.generation.decode import DECODE_ATTENTION_NAME, DecodeView, KeyValueMemory
 from regimen.generation.draw import draw
 from regimen.models import default_device, load_model, refuse_unsupported
@@ -49,6 +49,16 @@ class Request:
     length: int = 0  # own tokens in memory
     uses_prefix: bool = False
     stop_reason: StopReason | None = None
+    on_token: OnToken | None = None
+    num_told: int = 0  # tokens that `on_token` heard of
+
+    def tell(self) -> None:
+        """Hand the tokens sampled since the last time to who listens."""
+        if self.on_token is None:
+            return
+        told, self.num_told = self.num_told, len(self.ids)
+        for token, logprob in zip(self.ids[told:], self.logprobs[told:], strict=True):
+            self.on_token(token, logprob)
 
 
 class TransformersGeneration:
@@ -93,7 +103,9 @@ class TransformersGeneration:
     def _choose_attention(self, model: torch.nn.Module) -> None:
         model.set_attn_implementation(DECODE_ATTENTION_NAME)  # type: ignore[operator]
 
-    async def sample(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int) -> Sample:
+    async def sample(
+        self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, on_token: OnToken | None = None
+    ) -> Sample:
         """Sample one answer. Raises `GenerationError` when the prompt and the answer cannot fit the model."""
         prompt = np.asarray(prompt_ids, np.int64)
         if len(prompt) == 0 or len(prompt) + sampling.max_new_tokens > self._max_positions:
@@ -103,6 +115,7 @@ class TransformersGeneration:
             )
         loop = asyncio.get_running_loop()
         request = Request(prompt, sampling, loop.create_future(), np.random.Generator(np.random.Philox(seed)))
+        request.on_token = on_token
         self._waiting.append(request)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
@@ -186,6 +199,8 @@ class TransformersGeneration:
         """Answer finished requests; move the last rows into the places they leave."""
         for row in reversed(range(len(self._active))):
             request = self._active[row]
+            if not request.future.cancelled():
+                request.tell()
             if request.stop_reason is None and not request.future.cancelled():
                 continue
             if request.stop_reason == "stop":

@@ -92,6 +92,24 @@ class DatasetBatches(_AtOnce):
         return Batch(sequences, tokens, count, metrics)
 
 
+class EpisodePlayer(Protocol):
+    """Who plays the episodes, and is handed new weights. `on_episode` hears of each one that ends."""
+
+    on_episode: Callable[[], None]
+
+    def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
+        """Play `tasks`, `repeats` times each, with the weights of `step`."""
+        ...
+
+    def update(self, version: int, named_tensors: Any) -> None:
+        """Take new weights."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held."""
+        ...
+
+
 @dataclass(slots=True)
 class Player:
     """What plays episodes: an environment and a generation that is handed new weights."""
@@ -158,7 +176,9 @@ class Player:
 class EpisodeBatches(_AtOnce):
     """GRPO: each step plays fresh episodes of the next tasks and turns them into sequences with advantages."""
 
-    def __init__(self, config: TrainConfig, algorithm: GRPO, player: Player, tasks: list[Task], folder: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, algorithm: GRPO, player: EpisodePlayer, tasks: list[Task], folder: Path
+    ) -> None:
         assert config.grpo is not None
         self.config, self.grpo, self.algorithm = config, config.grpo, algorithm
         self.player, self.tasks, self.folder = player, tasks, folder

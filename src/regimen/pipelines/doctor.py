@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from regimen.config.nemo_gym import is_played_by_gym
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.convert.sidecar import EpisodeRecord, PairRecord
@@ -28,7 +29,7 @@ from regimen.errors import ConfigError, RegimenError
 from regimen.gym.environment import Split, Task
 from regimen.pipelines.datasets import pair_messages, rows_of, sft_messages
 from regimen.pipelines.models import check_length, config_of, resolve_model
-from regimen.pipelines.tasks import environment_of, tasks_of_dataset
+from regimen.pipelines.tasks import environment_of, tasks_of_dataset, tasks_of_gym
 from regimen.pipelines.workload import num_processes, workload_of
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.records import Source
@@ -225,8 +226,9 @@ def _task(record: EpisodeRecord | None) -> str | None:
 
 
 def _tasks(config: TrainConfig, name: Split, entry: DatasetConfig) -> Iterator[TrainingRow]:
-    environment = environment_of(config, entry)
-    for number, task in enumerate(tasks_of_dataset(entry, environment, name), 1):
+    by_gym = is_played_by_gym(config, entry)
+    tasks = tasks_of_gym(entry) if by_gym else tasks_of_dataset(entry, environment_of(config, entry), name)
+    for number, task in enumerate(tasks, 1):
         yield _task_row(task, Source(entry.data_path or f"{entry.env_name} {name}", number), entry)
 
 

@@ -5,6 +5,7 @@ In: a `TrainConfig`. Out: `Prepared`. Refuses what cannot work, before anything 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,19 +18,21 @@ import numpy as np
 
 from regimen.algorithms.base import Algorithm
 from regimen.algorithms.grpo import GRPO
+from regimen.config.nemo_gym import is_played_by_gym
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
+from regimen.config.schema_policy import GenerationConfig
 from regimen.errors import ConfigError, UsageError
 from regimen.generation.base import Sampling
 from regimen.gym.agent import Limits
-from regimen.gym.environment import Environment
+from regimen.gym.environment import Environment, Split, Task
 from regimen.pipelines.ahead import AheadBatches
 from regimen.pipelines.batch import with_reference
-from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, Player
+from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, EpisodePlayer, Player
 from regimen.pipelines.datasets import Dataset, load_dataset
 from regimen.pipelines.models import check_length, refuse_adapters, resolve_model
 from regimen.pipelines.reference_cache import ReferenceCache
-from regimen.pipelines.tasks import environment_of, tasks_of_dataset
+from regimen.pipelines.tasks import environment_of, tasks_of_dataset, tasks_of_gym
 from regimen.policy.base import LogprobReader
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.policy.lora import LoraOptions
@@ -51,7 +54,7 @@ class Prepared:
     policy: LocalPolicy
     source: BatchSource
     reference: LogprobReader | None = None
-    player: Player | None = None
+    player: EpisodePlayer | None = None
     validation: Validation | None = None
     ledger: Counter[str] = field(default_factory=Counter)
     data: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)  # split -> rows, tokens -> bucket -> count
@@ -252,12 +255,11 @@ def _with_episodes(
         raise ConfigError("there is no generation", where="policy.generation", expected="GRPO plays episodes")
     if config.data.train is None:
         raise ConfigError("there are no tasks", where="data.train", expected="dataset_name: Environment, env_name")
-    environment = environment_of(config, config.data.train)
-    tasks = tasks_of_dataset(config.data.train, environment, "train")
+    environment, tasks = _tasks(config, config.data.train, "train")
     if len(tasks) < config.tasks_per_generation:
         raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
     policy = load_policy(config, train=for_training)
-    player = _player(config, environment, renderer)
+    player = _player(config, environment, renderer, tasks)
     if config.policy.dtensor_cfg.lora_cfg.load_in_4bit and for_training:
         player.update(0, policy.named_tensors())  # the generator has read weights of more bits
     source: BatchSource = EpisodeBatches(config, algorithm, player, tasks, folder)
@@ -274,7 +276,17 @@ def _with_episodes(
     )
 
 
-def _player(config: TrainConfig, environment: Environment, renderer: Renderer) -> Player:
+def _tasks(config: TrainConfig, data: DatasetConfig, split: Split) -> tuple[Environment | None, list[Task]]:
+    """The tasks of a data set, and the environment that plays them; None where agents of a running gym do."""
+    if is_played_by_gym(config, data):
+        return None, tasks_of_gym(data)
+    environment = environment_of(config, data)
+    return environment, tasks_of_dataset(data, environment, split)
+
+
+def _player(
+    config: TrainConfig, environment: Environment | None, renderer: Renderer, tasks: list[Task]
+) -> EpisodePlayer:
     generation, grpo = config.policy.generation, config.grpo
     assert generation is not None
     assert grpo is not None
@@ -285,35 +297,41 @@ def _player(config: TrainConfig, environment: Environment, renderer: Renderer) -
         trust_remote_code=config.policy.trust_remote_code,
     )
     stops = (*renderer.stop_ids, *(generation.stop_token_ids or ()))
+    sampling = Sampling(
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        max_new_tokens=generation.max_new_tokens,
+        stop_ids=tuple(dict.fromkeys(stops)),
+    )
+    # One at a time, no tool that answers late can regroup the batches of the engine.
+    concurrency = 1 if config.run.deterministic else config.episodes_per_step
+    if environment is None:
+        from regimen.pipelines.nemo_gym import gym_player  # a server, which other runs do without
+
+        return gym_player(config, backend, renderer, sampling, concurrency, tasks)
     return Player(
         environment=environment,
         generation=backend,
         renderer=renderer,
-        sampling=Sampling(
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            top_k=generation.top_k,
-            max_new_tokens=generation.max_new_tokens,
-            stop_ids=tuple(dict.fromkeys(stops)),
-        ),
+        sampling=sampling,
         limits=Limits(
             max_turns=grpo.max_rollout_turns,
             max_sequence_length=config.policy.max_total_sequence_length,
             episode_seconds=None,  # the engine shares this machine: its load must not decide how an episode ends
         ),
-        # One at a time, no tool that answers late can regroup the batches of the engine.
-        concurrency=1 if config.run.deterministic else config.episodes_per_step,
+        concurrency=concurrency,
         model_name=config.policy.model_name,
     )
 
 
-def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Validation | None:
+def _episode_validation(config: TrainConfig, player: EpisodePlayer, folder: Path) -> Validation | None:
     """Play the validation tasks with the `val_` settings; None without validation data."""
     grpo, generation = config.grpo, config.policy.generation
     if config.data.validation is None or grpo is None or generation is None:
         return None
-    environment = environment_of(config, config.data.validation)
-    tasks = tasks_of_dataset(config.data.validation, environment, "validation")[: grpo.max_val_samples]
+    environment, tasks = _tasks(config, config.data.validation, "validation")
+    tasks = tasks[: grpo.max_val_samples]
     if not tasks:
         raise ConfigError(
             "there are no validation tasks",
@@ -321,22 +339,8 @@ def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Va
             expected="at least 1",
             fix="check data.validation.num_tasks and grpo.max_val_samples, or leave data.validation out",
         )
-    sampling = msgspec.structs.replace(
-        player.sampling,
-        temperature=_either(generation.val_temperature, generation.temperature),
-        top_p=_either(generation.val_top_p, generation.top_p),
-        top_k=_either(generation.val_top_k, generation.top_k),
-        max_new_tokens=_either(generation.val_max_new_tokens, generation.max_new_tokens),
-    )
-    judge = Player(
-        environment,
-        player.generation,
-        player.renderer,
-        sampling,
-        player.limits,
-        1 if config.run.deterministic else grpo.val_batch_size or len(tasks),
-        player.model_name,
-    )
+    concurrency = 1 if config.run.deterministic else grpo.val_batch_size or len(tasks)
+    judge = _judge(player, generation, environment, concurrency)
 
     def validate(_: LocalPolicy, step: int) -> dict[str, float]:
         judge.on_episode = player.on_episode
@@ -347,6 +351,25 @@ def _episode_validation(config: TrainConfig, player: Player, folder: Path) -> Va
         return {"reward": reward, "num_failed": float(len(played.failures))}
 
     return validate
+
+
+def _judge(
+    player: EpisodePlayer, generation: GenerationConfig, environment: Environment | None, concurrency: int
+) -> EpisodePlayer:
+    """The player with the sampling of validation."""
+    own = cast("Player", player)  # or a GymPlayer, which has these attributes too
+    sampling = msgspec.structs.replace(
+        own.sampling,
+        temperature=_either(generation.val_temperature, generation.temperature),
+        top_p=_either(generation.val_top_p, generation.top_p),
+        top_k=_either(generation.val_top_k, generation.top_k),
+        max_new_tokens=_either(generation.val_max_new_tokens, generation.max_new_tokens),
+    )
+    judge = copy.copy(own)
+    judge.sampling, judge.concurrency = sampling, concurrency
+    if environment is not None:
+        judge.environment = environment
+    return judge
 
 
 def _either(value: Any, otherwise: Any) -> Any:

@@ -84,8 +84,12 @@ def check(config: ServeConfig) -> None:
         raise UsageError("a model at an endpoint is served there already", where="--model-url", fix="leave it out")
     if config.model_url is not None and config.model is None:
         raise UsageError("the endpoint's model has no name", where="--model-url", fix="give the name as MODEL")
-    if config.environment is not None and (config.with_token_ids or config.weights_folder):
-        raise UsageError("--token-ids and --weights-folder belong to a model server", fix="leave --environment out")
+    if config.environment is not None and config.weights_folder:
+        raise UsageError("--weights-folder belongs to a model server", fix="leave --environment out")
+    if config.environment is not None and config.with_token_ids and config.model_url is None:
+        raise UsageError(
+            "--token-ids with --environment is for a model elsewhere", fix="give --model-url, or leave it out"
+        )
     if config.weights_folder is not None and not config.weights_folder.is_dir():
         raise UsageError("there is no such folder", where=str(config.weights_folder))
 
@@ -108,7 +112,7 @@ def load_engine(config: ServeConfig) -> Engine:
     served = Served(
         name=_name(config),
         max_length=length,
-        vocabulary_size=_vocabulary(config, renderer),
+        vocabulary_size=vocabulary_size(config.model or "", renderer, trust=config.trust_remote_code),
         sampling=sampling_of(config.generation, renderer),
         with_token_ids=config.with_token_ids,
     )
@@ -131,8 +135,9 @@ def _positions(folder: str, trust: bool) -> int:
     return int((config.get("text_config") or config).get("max_position_embeddings") or 4096)
 
 
-def _vocabulary(config: ServeConfig, renderer: Renderer) -> int:
-    found = config_of(resolve_model(config.model or ""), config.trust_remote_code)
+def vocabulary_size(model: str, renderer: Renderer, *, trust: bool = False) -> int:
+    """The number of ids that a model knows."""
+    found = config_of(resolve_model(model), trust)
     size = (found.get("text_config") or found).get("vocab_size")
     return int(size) if size else len(renderer.tokenizer)
 
@@ -147,7 +152,7 @@ def _player(config: ServeConfig) -> tuple[Play, Sampling]:
     limits = Limits(max_turns=config.max_turns, call_seconds=config.limits.call_seconds, episode_seconds=seconds)
     name = _name(config)
     if config.model_url is not None:
-        remote = load_remote(config.model_url, config.model or "")
+        remote = load_remote(config.model_url, config.model or "", with_token_ids=config.with_token_ids)
         given = config.generation
         elsewhere = Sampling(
             temperature=given.temperature, top_p=given.top_p, top_k=given.top_k, max_new_tokens=given.max_new_tokens

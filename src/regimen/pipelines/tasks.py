@@ -41,6 +41,11 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
     return read_tasks(path, dataset.num_tasks)
 
 
+def tasks_of_gym(dataset: DatasetConfig) -> list[Task]:
+    """The rows that agents of a running gym play, in the file's order."""
+    return read_tasks(Path(dataset.data_path or ""), dataset.num_tasks)
+
+
 def read_tasks(path: Path, num_tasks: int | None = None) -> list[Task]:
     """The first `num_tasks` tasks of a file of task rows (None: all)."""
     return _indexed(path, _task_rows(path))[:num_tasks]

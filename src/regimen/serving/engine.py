@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from regimen.errors import RequestError
-from regimen.generation.base import Generation, Reply, Sampling, Tokens
+from regimen.generation.base import Generation, OnToken, Reply, Sampling, Tokens
 from regimen.gym.conversation import Renderer
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.turns import TOKEN_FIELDS
@@ -45,6 +45,14 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     with_token_ids: bool = False
 
 
+class SampledToken(msgspec.Struct, frozen=True):
+    """A token of an answer that is still being made."""
+
+    token: int
+    logprob: float
+    weight_version: int
+
+
 class Engine:
     """See the module. `load_weights` reads a folder of new weights by its name, where swapping is allowed."""
 
@@ -66,6 +74,7 @@ class Engine:
         self._open = asyncio.Event()
         self._open.set()
         self._swap = asyncio.Lock()
+        self._is_paused = False
 
     def prompt_ids(self, items: str | Items, tools: Items | None, instructions: str | None = None) -> list[int]:
         """Ids of a conversation. Behind an answer that carries its ids, those are continued, never rendered again."""
@@ -102,20 +111,70 @@ class Engine:
 
     async def replies(self, prompt_ids: list[int], sampling: Sampling, seed: int, number: int = 1) -> list[Reply]:
         """Answers to one prompt, all from the same weights."""
-        top = self.served.vocabulary_size
-        if any(stop >= top for stop in sampling.stop_ids):
-            raise RequestError("a stop token is none of the model's", where="stop_token_ids", expected=f"below {top}")
-        seeds = [(seed + index) & (2**62 - 1) for index in range(number)]
+        self._check_stops(sampling)
         async with self._sampling():
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._reply(prompt_ids, sampling, seed)) for seed in seeds]
+                    tasks = [group.create_task(self.reply(prompt_ids, sampling, one)) for one in _seeds(seed, number)]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _reply(self, prompt_ids: list[int], sampling: Sampling, seed: int) -> Reply:
-        sample = await self.generation.sample(prompt_ids, sampling, seed)
+    async def stream(
+        self, prompt_ids: list[int], sampling: Sampling, seed: int, number: int = 1
+    ) -> AsyncGenerator[tuple[int, SampledToken | Reply]]:
+        """The same answers while they are made: each one's tokens, then the whole reply, all with its number.
+
+        Close the generator to cancel what is still being sampled.
+        """
+        self._check_stops(sampling)
+        made: asyncio.Queue[tuple[int, SampledToken | Reply] | Exception] = asyncio.Queue()
+        work = asyncio.create_task(self._make(made, prompt_ids, sampling, _seeds(seed, number)))
+        left = number
+        try:
+            while left:
+                item = await made.get()
+                if isinstance(item, Exception):
+                    raise item
+                left -= isinstance(item[1], Reply)
+                yield item
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _make(
+        self,
+        made: asyncio.Queue[tuple[int, SampledToken | Reply] | Exception],
+        prompt_ids: list[int],
+        sampling: Sampling,
+        seeds: list[int],
+    ) -> None:
+        """Sample into a queue: who reads it slowly holds nothing up."""
+
+        async def one(index: int, seed: int) -> None:
+            def take(token: int, logprob: float) -> None:
+                made.put_nowait((index, SampledToken(token, logprob, self.weight_version)))
+
+            made.put_nowait((index, await self.reply(prompt_ids, sampling, seed, take)))
+
+        try:
+            async with self._sampling(), asyncio.TaskGroup() as group:
+                for index, seed in enumerate(seeds):
+                    group.create_task(one(index, seed))
+        except ExceptionGroup as errors:  # raised where the stream is read
+            made.put_nowait(errors.exceptions[0])
+
+    def _check_stops(self, sampling: Sampling) -> None:
+        top = self.served.vocabulary_size
+        if any(stop >= top for stop in sampling.stop_ids):
+            raise RequestError("a stop token is none of the model's", where="stop_token_ids", expected=f"below {top}")
+
+    async def reply(
+        self, prompt_ids: list[int], sampling: Sampling, seed: int, on_token: OnToken | None = None
+    ) -> Reply:
+        """One answer; `on_token` hears of each token as it is sampled."""
+        heard = {} if on_token is None else {"on_token": on_token}
+        sample = await self.generation.sample(prompt_ids, sampling, seed, **heard)
         return Reply(
             message=self.renderer.parse_assistant(sample.ids),
             stop_reason=sample.stop_reason,
@@ -134,7 +193,19 @@ class Engine:
                 await self.generation.update(version, named_tensors)
                 self.weight_version = version
             finally:
-                self._open.set()
+                if not self._is_paused:
+                    self._open.set()
+
+    async def pause(self) -> None:
+        """Let the answers under way finish, and hold back later requests until `resume`."""
+        self._is_paused = True
+        self._open.clear()
+        await self._idle.wait()
+
+    def resume(self) -> None:
+        """Answer again."""
+        self._is_paused = False
+        self._open.set()
 
     @asynccontextmanager
     async def _sampling(self) -> AsyncGenerator[None]:
@@ -148,6 +219,10 @@ class Engine:
             self._num_sampling -= 1
             if not self._num_sampling:
                 self._idle.set()
+
+
+def _seeds(seed: int, number: int) -> list[int]:
+    return [(seed + index) & (2**62 - 1) for index in range(number)]
 
 
 def _check_text(messages: Items) -> None:

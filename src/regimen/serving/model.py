@@ -1,8 +1,8 @@
 """A model over HTTP: OpenAI's `/v1/chat/completions` and `/v1/responses`, `/tokenize`, `/v1/models`, `/metrics`.
 
 In: an `Engine`, over any generation backend. Out: a Starlette application. Every answer says which weights made it
-(`weight_version`, `system_fingerprint`, the header `regimen-weight-version`). A stream begins when the answer is
-finished: backends hand out whole samples. `/weights` swaps weights where the engine was given a way to read them.
+(`weight_version`, `system_fingerprint`, the header `regimen-weight-version`). A stream sends words as they are sampled,
+and stops sampling when its client goes away. `/weights` swaps weights where the engine was given a way to read them.
 Refuses: other models than the one served, and what `regimen.serving.wire` refuses.
 """
 
@@ -12,24 +12,25 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Protocol
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from regimen.errors import RequestError
-from regimen.generation.base import Reply
+from regimen.generation.base import Reply, Sampling
 from regimen.serving import chat, responses
 from regimen.serving.answers import HEALTH_PATHS, Body, Handler, answer, answering, convert, failed, health, not_found
-from regimen.serving.engine import Engine
+from regimen.serving.engine import Engine, SampledToken
 from regimen.serving.metrics import CONTENT_TYPE, Metrics
 from regimen.serving.openapi import model_document
+from regimen.serving.streaming import EventStream, event
 from regimen.serving.wire import (
     ChatRequest,
     ResponsesRequest,
@@ -41,6 +42,26 @@ from regimen.serving.wire import (
 
 VERSION_HEADER = "regimen-weight-version"
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+class Stream(Protocol):
+    """The events of one answer while it is made."""
+
+    def take(self, index: int, item: SampledToken | Reply) -> list[Body]:
+        """The events of an item of `Engine.stream`."""
+        ...
+
+    def end(self) -> list[Body]:
+        """What follows the last answer."""
+        ...
+
+    def error(self, problem: Body) -> Body:
+        """The event of a failure in the midst."""
+        ...
+
+
+Item = tuple[int, SampledToken | Reply]
+Items = AsyncGenerator[Item]
 
 
 class WeightsRequest(msgspec.Struct, kw_only=True):
@@ -114,45 +135,73 @@ class ModelService:
     async def chat_completions(self, _request: Request, body: Body) -> Response:
         """Answer chat messages."""
         asked = convert(body, ChatRequest)
-        replies = await self._replies(asked, asked.messages, None, asked.n or 1)
-        identity, name, decode = uuid.uuid4().hex, self.engine.served.name, self.engine.renderer.decode
-        if asked.stream:
-            stream = chat.chunks(identity, asked, name, replies, decode)
-            return _streamed([*(_event(chunk) for chunk in stream), "data: [DONE]\n\n"], replies)
-        whole = chat.completion(identity, asked, name, replies, decode, self._with_ids(asked))
-        return answer(whole, headers=_version(replies))
+        prompt, sampling = self._prompt(asked, asked.messages, None)
+        identity, name, renderer = uuid.uuid4().hex, self.engine.served.name, self.engine.renderer
+        number, with_ids = asked.n or 1, self._with_ids(asked)
+        if not asked.stream:
+            replies = await self._replies(prompt, sampling, seed_of(asked), number)
+            whole = chat.completion(identity, asked, name, replies, renderer.decode, with_ids)
+            return answer(whole, headers=_version(min(reply.weight_version for reply in replies)))
+
+        def begin(version: int) -> chat.ChatStream:
+            return chat.ChatStream(identity, asked, name, version, prompt, renderer.decode, renderer.stop_ids, with_ids)
+
+        items = self._items(prompt, sampling, seed_of(asked), number)
+        return await self._streamed(items, begin, "data: [DONE]\n\n")
 
     async def responses(self, _request: Request, body: Body) -> Response:
         """Answer Responses items."""
         asked = convert(body, ResponsesRequest)
-        replies = await self._replies(asked, asked.input, asked.instructions, 1)
-        served = self.engine.served
-        sampling = sampling_of(asked, served.sampling, served.max_length - replies[0].num_input_tokens)
-        whole = responses.response_of(
-            uuid.uuid4().hex,
-            asked,
-            served.name,
-            replies[0],
-            sampling,
-            self.engine.renderer.decode,
-            self._with_ids(asked),
-        )
-        if asked.stream:
-            return _streamed((_event(event, event["type"]) for event in responses.events(whole)), replies)
-        return answer(whole, headers=_version(replies))
+        prompt, sampling = self._prompt(asked, asked.input, asked.instructions)
+        identity, name, renderer = uuid.uuid4().hex, self.engine.served.name, self.engine.renderer
 
-    async def _replies(
-        self, asked: ChatRequest | ResponsesRequest, items: str | list[Body], instructions: str | None, number: int
-    ) -> list[Reply]:
+        def whole(reply: Reply) -> Body:
+            return responses.response_of(identity, asked, name, reply, sampling, renderer.decode, self._with_ids(asked))
+
+        if not asked.stream:
+            (reply,) = await self._replies(prompt, sampling, seed_of(asked), 1)
+            return answer(whole(reply), headers=_version(reply.weight_version))
+
+        def begin(version: int) -> responses.ResponseStream:
+            begun = responses.begun(identity, asked, name, sampling, version)
+            return responses.ResponseStream(identity, begun, renderer.decode, renderer.stop_ids, whole)
+
+        return await self._streamed(self._items(prompt, sampling, seed_of(asked), 1), begin, "")
+
+    async def _streamed(self, items: Items, begin: Callable[[int], Stream], last: str) -> Response:
+        """The response of a stream. What fails before its first item is raised, so that it has a status."""
+        first = await anext(items)
+        version = first[1].weight_version
+        return EventStream(_lines(first, items, begin(version), last), _version(version))
+
+    def _prompt(
+        self, asked: ChatRequest | ResponsesRequest, items: str | list[Body], instructions: str | None
+    ) -> tuple[list[int], Sampling]:
+        """The ids to answer, and how."""
         self._check_model(asked.model)
         check_supported(asked)
         tools = None if asked.tool_choice == "none" else asked.tools
         prompt = self.engine.prompt_ids(items, tools, instructions)
-        sampling = sampling_of(asked, self.engine.served.sampling, self.engine.room(prompt))
-        replies = await self.engine.replies(prompt, sampling, seed_of(asked), number)
-        self.metrics.prompt_tokens += len(prompt)
-        self.metrics.generated_tokens += sum(reply.num_output_tokens for reply in replies)
+        return prompt, sampling_of(asked, self.engine.served.sampling, self.engine.room(prompt))
+
+    async def _replies(self, prompt: list[int], sampling: Sampling, seed: int, number: int) -> list[Reply]:
+        replies = await self.engine.replies(prompt, sampling, seed, number)
+        self._count(len(prompt), replies)
         return replies
+
+    async def _items(self, prompt: list[int], sampling: Sampling, seed: int, number: int) -> Items:
+        """The engine's stream, counted."""
+        replies: list[Reply] = []
+        async with aclosing(self.engine.stream(prompt, sampling, seed, number)) as stream:
+            async for index, item in stream:
+                if isinstance(item, Reply):
+                    replies.append(item)
+                yield index, item
+        self._count(len(prompt), replies)
+
+    def _count(self, num_prompt_tokens: int, replies: list[Reply]) -> None:
+        self.metrics.prompt_tokens += num_prompt_tokens
+        self.metrics.generated_tokens += sum(reply.num_output_tokens for reply in replies)
 
     def _with_ids(self, asked: ChatRequest | ResponsesRequest) -> bool:
         given = asked.return_token_ids
@@ -217,21 +266,23 @@ class ModelService:
         return {"weight_version": asked.version}
 
 
-def _version(replies: list[Reply]) -> dict[str, str]:
-    return {VERSION_HEADER: str(min(reply.weight_version for reply in replies))}
+def _version(version: int) -> dict[str, str]:
+    return {VERSION_HEADER: str(version)}
 
 
-def _streamed(parts: Iterable[str], replies: list[Reply]) -> Response:
-    headers = {**_version(replies), "cache-control": "no-store"}
-    return StreamingResponse(_lines(parts), media_type="text/event-stream", headers=headers)
-
-
-async def _lines(parts: Iterable[str]) -> AsyncGenerator[str]:
-    for part in parts:
-        yield part
-
-
-def _event(value: Any, name: str | None = None) -> str:
-    """One server-sent event; JSON holds no line breaks."""
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(value)}\n\n"
+async def _lines(first: Item, items: Items, stream: Stream, last: str) -> AsyncGenerator[str]:
+    """The events as text."""
+    async with aclosing(items):
+        try:
+            for one in stream.take(*first):
+                yield event(one, one.get("type"))
+            async for item in items:
+                for one in stream.take(*item):
+                    yield event(one, one.get("type"))
+        except Exception as error:  # the status is sent already: the failure is the last event
+            one = stream.error(json.loads(bytes(failed(error).body))["error"])
+            yield event(one, one.get("type"))
+        for one in stream.end():
+            yield event(one)
+    if last:
+        yield last

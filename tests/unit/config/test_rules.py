@@ -1,6 +1,7 @@
 import pytest
 
 from regimen.config import load_train_config
+from regimen.config.nemo_gym import nemo_gym_of
 from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError
 
@@ -16,10 +17,48 @@ def sft(*overrides: str) -> TrainConfig:
     return load_train_config("sft", [*data, "sft.val_period=0", "sft.val_at_start=false", *overrides])
 
 
-def test_a_running_gym_in_the_loop_is_refused_whatever_the_data():
-    for data in (ENVIRONMENT, ["data.train.dataset_name=NemoGymDataset", "data.train.data_path=t"]):
-        with pytest.raises(ConfigError, match=r"env\.nemo_gym.*not implemented.*regimen collect --gym"):
-            load_train_config("grpo", [*data, "grpo.val_period=0", "env.nemo_gym={config_paths: [a.yaml]}"])
+GYM = ["data.train.dataset_name=NemoGymDataset", "data.train.data_path=t", "grpo.val_period=0"]
+RUNNING = [*GYM, "env.nemo_gym.head_server_url=http://127.0.0.1:11000"]
+
+
+def test_a_gym_in_the_loop_must_run():
+    says = (
+        r"env\.nemo_gym.*starts none.*gym env start --config responses_api_models/.*for_training\.yaml "
+        r"--config a\.yaml .*--model-url http://127\.0\.0\.1:8001/v1.*head_server_url=http"
+    )
+    with pytest.raises(ConfigError, match=says):
+        load_train_config("grpo", [*GYM, "env.nemo_gym={config_paths: [a.yaml]}"])
+    config = load_train_config("grpo", [*RUNNING, "env.nemo_gym.config_paths=[a.yaml]", "env.should_use_nemo_gym=true"])
+    found = nemo_gym_of(config)
+    assert found is not None
+    assert (found.head_server_url, found.model_server_port) == ("http://127.0.0.1:11000", 8001)
+    assert any("its own configuration: env.nemo_gym.config_paths" in note for note in config.notes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([*RUNNING, "env.nemo_gym.head_server_ulr=x"], "head_server_ulr.*did you mean head_server_url"),
+        ([*RUNNING, "env.nemo_gym.model_server_port=eighty"], "model_server_port.*integer"),
+        ([*RUNNING, "policy.dtensor_cfg.enabled=true"], "one process serves the model"),
+        ([*ENVIRONMENT, "grpo.val_period=0", "env.nemo_gym.head_server_url=x"], "no data names it"),
+        ([*GYM, "data.train.env_name=nemo_gym"], r"there is no env\.nemo_gym"),
+        ([*GYM, "env.should_use_nemo_gym=true"], r"there is no env\.nemo_gym"),
+        (
+            [*RUNNING, "data.validation.dataset_name=Environment", "data.validation.env_name=calculator"],
+            "no data for a gym, but the other is",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_gym(overrides: list[str], says: str):
+    with pytest.raises(ConfigError, match=says):
+        load_train_config("grpo", overrides)
+
+
+def test_a_gym_that_is_switched_off_is_not_used():
+    config = load_train_config("grpo", [*RUNNING, "env.should_use_nemo_gym=false", "data.train.env_name=calculator"])
+    assert nemo_gym_of(config) is None
+    assert any("should_use_nemo_gym is false" in note for note in config.notes)
 
 
 @pytest.mark.parametrize(
