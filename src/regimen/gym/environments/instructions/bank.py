@@ -9,8 +9,8 @@ SUBJECTS = (
     "lighthouse", "bakery", "bicycle", "library", "harbour", "orchard", "museum", "railway", "violin", "telescope",
     "garden", "market", "bridge", "castle", "kitchen", "island", "forest", "desert", "river", "volcano", "windmill",
     "ferry", "theatre", "beehive", "vineyard", "glacier", "canal", "cathedral", "workshop", "observatory",
-    "greenhouse", "aquarium", "sailboat", "typewriter", "compass", "lantern", "piano", "camera", "sundial", "meadow", "waterfall",
-    "village", "fountain", "tunnel", "monastery", "playground", "shipyard", "sawmill", "tramway", "puppet",
+    "greenhouse", "aquarium", "sailboat", "typewriter", "compass", "lantern", "piano", "camera", "sundial", "meadow",
+    "waterfall", "village", "fountain", "tunnel", "monastery", "playground", "shipyard", "sawmill", "tramway", "puppet",
 )  # fmt: skip
 GENRES = (
     "a short text", "a few sentences", "a note for a local newspaper", "a passage for a school book", "a diary entry",
@@ -122,7 +122,7 @@ LANGUAGES = {
 }  # fmt: skip
 
 KEYWORDS = (
-    "copper", "evening", "ladder", "winter", "pebble", "engine", "whisper", "carpet", "thunder", "feather", "market day",
+    "copper", "evening", "ladder", "winter", "pebble", "engine", "whisper", "carpet", "thunder", "feather",
     "silver", "harvest", "mirror", "basket", "candle", "blanket", "journey", "shadow", "anchor",
 )  # fmt: skip
 KEYWORD_SENTENCES = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from inspect import signature
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -139,7 +140,7 @@ def json_format(text: str) -> bool:
         found: object = json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict | list) and bool(found)
+    return isinstance(found, dict | list) and found not in ({}, [])
 
 
 def _refuse(constant: str) -> None:
@@ -252,13 +253,19 @@ def instruction(id: object, given: Mapping[str, Any] | None) -> Instruction:
         fix = f"did you mean {close!r}?" if close else "leave this task out"
         raise GymError(f"unknown instruction {id!r}", where="instruction_id_list", fix=fix)
     parameters = {name: value for name, value in (given or {}).items() if value is not None}
-    hints = get_type_hints(CHECKS[id], include_extras=True)
-    wanted = [name for name in signature(CHECKS[id]).parameters if name != "text"]
-    if parameters.keys() != set(wanted):
+    wanted = _parameters_of(id)
+    if parameters.keys() != wanted.keys():
         raise GymError(
             f"{id} has the parameters {sorted(parameters)}", where="kwargs", expected=", ".join(wanted) or "none"
         )
     try:
-        return Instruction(id, {name: msgspec.convert(parameters[name], hints[name]) for name in wanted})
+        return Instruction(id, {name: msgspec.convert(parameters[name], kind) for name, kind in wanted.items()})
     except msgspec.ValidationError as error:
         raise GymError(f"the parameters of {id}: {error}", where="kwargs") from error
+
+
+@cache
+def _parameters_of(id: str) -> dict[str, Any]:
+    """The types of the parameters of an instruction, by name, as its check has them."""
+    hints = get_type_hints(CHECKS[id], include_extras=True)
+    return {name: hints[name] for name in signature(CHECKS[id]).parameters if name != "text"}

@@ -1,9 +1,9 @@
-"""The instructions environment: requests with instructions that a rule can check, of the kind of the benchmark IFEval."""
+"""The instructions environment: requests with instructions that rules can check, as the benchmark IFEval has them."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 
@@ -94,4 +94,4 @@ def _components(instructions: list[Instruction], followed: list[bool]) -> dict[s
     for one, is_followed in zip(instructions, followed, strict=True):
         count = sum(key.partition("#")[0] == one.id for key in components)
         components[one.id if not count else f"{one.id}#{count + 1}"] = float(is_followed)
-    return cast("dict[str, float]", components)
+    return components

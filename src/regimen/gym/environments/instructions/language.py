@@ -84,7 +84,11 @@ def language_of(text: str) -> str | None:
 
 
 def _script_counts(text: str) -> Counter[str]:
-    return Counter(unicodedata.name(letter, "?").split(" ")[0] for letter in text if letter.isalpha())
+    counts: Counter[str] = Counter()
+    for letter, count in Counter(text).items():
+        if letter.isalpha():
+            counts[unicodedata.name(letter, "?").split(" ")[0]] += count
+    return counts
 
 
 def _main_script(text: str) -> str | None:

@@ -18,6 +18,7 @@ MAX_ONE_WORD = 0.2  # of the words that are one word, common words aside
 MAX_REPEATED = 0.25  # of the sentences that were said before
 MAX_COPIED = 0.5  # of the runs of words that stand in the prompt
 RUN = 5
+_COMMON = {word for listed in STOP_WORDS.values() for word in listed}
 
 
 def fault_of(text: str, subject: Collection[str], prompt: str, repeated: str = "") -> str | None:
@@ -48,8 +49,7 @@ def _has_stop_words(said: Sequence[str]) -> bool:
 
 def _repeats(said: Sequence[str], text: str) -> bool:
     """Whether one word or the same sentences fill the text."""
-    common = frozenset().union(*STOP_WORDS.values())
-    counts = Counter(word for word in said if word not in common)
+    counts = Counter(word for word in said if word not in _COMMON)
     if counts and max(counts.values()) > max(4, MAX_ONE_WORD * len(said)):
         return True
     lines = [" ".join(words(sentence)).lower() for line in text.splitlines() for sentence in sentences(line)]

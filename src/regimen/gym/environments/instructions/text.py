@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 _WORD = re.compile(r"\w+")
 _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]*_]*+(?=\s|$)|[。！？]+")
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof sr jr st vs etc e.g i.e approx no fig dept inc ltd co p.s p.p.s u.s u.k a.m p.m".split()
-)
+_ABBREVIATIONS = frozenset((
+    "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "etc", "e.g", "i.e", "approx", "fig", "dept", "inc",
+    "ltd", "co", "p.s", "p.p.s", "u.s", "u.k", "a.m", "p.m",
+))  # fmt: skip
 _LONGEST_ABBREVIATION = 12  # characters that are looked at before a full stop
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from regimen.gym.environments.instructions import bank
 from regimen.gym.environments.instructions.checks import CHOICES, Instruction, forbidden_words
 
 MIN_SENTENCES = 3
-Wanted = Mapping[str, Mapping[str, Any]]
+Wanted = Mapping[str, dict[str, Any]]
 
 
 def written(subject: str, instructions: Sequence[Instruction]) -> str | None:
@@ -87,10 +87,14 @@ def _marked(sentences: list[str], wanted: Wanted) -> list[str]:
         count = capital["capital_frequency"]
         sentences = [_last_word(s, str.upper) if index < count else s for index, s in enumerate(sentences)]
     count = wanted.get("detectable_format:number_highlighted_sections", {}).get("num_highlights", 0)
-    return [_last_word(s, lambda word: f"*{word}*") if index < count else s for index, s in enumerate(sentences)]
+    return [_last_word(s, _starred) if index < count else s for index, s in enumerate(sentences)]
 
 
-def _last_word(sentence: str, change: Any) -> str:
+def _starred(word: str) -> str:
+    return f"*{word}*"
+
+
+def _last_word(sentence: str, change: Callable[[str], str]) -> str:
     return re.sub(r"\w+(?=\W*$)", lambda match: change(match.group()), sentence, count=1)
 
 
@@ -106,11 +110,11 @@ def _shaped(subject: str, sentences: list[str], wanted: Wanted) -> str:
         return "\n***\n".join(_split(sentences, wanted["length_constraints:number_paragraphs"]["num_paragraphs"]))
     nth = wanted.get("length_constraints:nth_paragraph_first_word")
     if nth:
-        paragraphs = _split(sentences, nth["num_paragraphs"])
-        if nth["nth_paragraph"] <= len(paragraphs):
-            chosen = paragraphs[nth["nth_paragraph"] - 1]
-            first = nth["first_word"].capitalize()
-            paragraphs[nth["nth_paragraph"] - 1] = f"{first} {chosen[0].lower()}{chosen[1:]}"
+        paragraphs: list[str] = _split(sentences, nth["num_paragraphs"])
+        index: int = nth["nth_paragraph"] - 1
+        if index < len(paragraphs):
+            chosen = paragraphs[index]
+            paragraphs[index] = f"{nth['first_word'].capitalize()} {chosen[0].lower()}{chosen[1:]}"
         return "\n\n".join(paragraphs)
     sections = wanted.get("detectable_format:multiple_sections")
     if sections:
