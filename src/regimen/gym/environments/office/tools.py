@@ -8,8 +8,9 @@ too long, and more than `MAX_MADE` new rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -283,16 +284,21 @@ def run_tool(office: Office, name: str, arguments: object) -> str:
     return json.dumps(run(office, asked), ensure_ascii=False)
 
 
-def definitions(names: Sequence[str] = tuple(TOOLS)) -> list[dict[str, Any]]:
-    """The tools as a task row has them."""
-    return [
-        {"type": "function", "name": name, "description": TOOLS[name][0].__doc__, "parameters": _schema(TOOLS[name][0])}
-        for name in names
-    ]
+def definitions() -> list[dict[str, Any]]:
+    """The tools as a task row has them; the list is the caller's."""
+    return json.loads(_definitions())
 
 
-def _schema(kind: type[_Tool]) -> dict[str, Any]:
-    """The arguments as JSON Schema, in one piece."""
-    _, found = msgspec.json.schema_components([kind])
-    schema = dict(found[kind.__name__])
+@cache
+def _definitions() -> str:
+    _, schemas = msgspec.json.schema_components([kind for kind, _ in TOOLS.values()])
+    return json.dumps(
+        [
+            {"type": "function", "name": name, "description": kind.__doc__, "parameters": _bare(schemas[kind.__name__])}
+            for name, (kind, _) in TOOLS.items()
+        ]
+    )
+
+
+def _bare(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key not in ("title", "description")}
