@@ -118,7 +118,12 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
         ['{"a": 1}', '```json\n{"a": [1, 2]}\n```', "[1]", '```\n{"a": 1}```'],
         ['Here: {"a": 1}', "{a: 1}", "1", '"text"', "{}", "[]", '{"a": NaN}', '{"a":' * 5000 + "1" + "}" * 5000],
     ),
-    ("detectable_format:title", {}, ["<<A title>>\ntext", "text <<t>>"], ["<title>", "<<>>", "<< >>", ">>a<<", "<<a\nb>>"]),
+    (
+        "detectable_format:title",
+        {},
+        ["<<A title>>\ntext", "text <<t>>"],
+        ["<title>", "<<>>", "<< >>", ">>a<<", "<<a\nb>>"],
+    ),
     (
         "combination:two_responses",
         {},
@@ -131,8 +136,18 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
         ["write a poem. Roses", " Write a poem."],
         ["Roses. Write a poem.", "Write a poem"],
     ),
-    ("startend:start_checker", {"start_phrase": "In my view"}, ["in my view it is", '"In my view'], ["Well, in my view"]),
-    ("startend:end_checker", {"end_phrase": "Any questions?"}, ["x. any questions?", 'Any questions?"\n'], ["Any questions? x"]),
+    (
+        "startend:start_checker",
+        {"start_phrase": "In my view"},
+        ["in my view it is", '"In my view'],
+        ["Well, in my view"],
+    ),
+    (
+        "startend:end_checker",
+        {"end_phrase": "Any questions?"},
+        ["x. any questions?", 'Any questions?"\n'],
+        ["Any questions? x"],
+    ),
     (
         "change_case:capital_word_frequency",
         {"capital_frequency": 2, "capital_relation": "at least"},
@@ -156,7 +171,9 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("id, parameters, right, wrong", CASES, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "id, parameters, right, wrong", CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_check(id: str, parameters: dict[str, Any], right: list[str], wrong: list[str]) -> None:
     one = instruction(id, parameters)
     assert [text for text in right if not one.is_followed(text)] == []
@@ -230,7 +247,9 @@ def test_language_of_a_sentence(code: str) -> None:
     assert language_of(SPOKEN[code]) == code
 
 
-@pytest.mark.parametrize("text", ["", "1234 5678", "x = y + z;", "Amsterdam", "\x00\ud800", "lorem ipsum dolor sit amet"])
+@pytest.mark.parametrize(
+    "text", ["", "1234 5678", "x = y + z;", "Amsterdam", "\x00\ud800", "lorem ipsum dolor sit amet"]
+)
 def test_no_language_is_guessed(text: str) -> None:
     assert language_of(text) is None
 
@@ -241,7 +260,7 @@ def test_no_language_is_guessed(text: str) -> None:
         ("One. Two! Three?", 3),
         ("Dr. Lee lives in St. Ives, i.e. in the U.K. by the sea.", 1),
         ("1. First one.\n2. Second one.", 2),
-        ("He said \"Stop.\" Then he left.", 2),
+        ('He said "Stop." Then he left.', 2),
         ("Wait... what?!", 2),
         ("It is 3.14 and no more", 1),
         ("これは一つ。これは二つ。", 2),
@@ -255,8 +274,15 @@ def test_sentences(text: str, count: int) -> None:
 
 def test_no_check_is_slow_on_hostile_texts() -> None:
     size = 20_000
-    texts = [mark * size for mark in ("*", "[", "<", "-", "\n", " ", '"', ".", "a.", "* ", "<<", "```", "[a", "p.", "1. ")]
-    texts += ["```json\n" + "```" * size, "." * size + "x", "\n".join(" " * 100 for _ in range(1000)), "Section 1" * size]
+    texts = [
+        mark * size for mark in ("*", "[", "<", "-", "\n", " ", '"', ".", "a.", "* ", "<<", "```", "[a", "p.", "1. ")
+    ]
+    texts += [
+        "```json\n" + "```" * size,
+        "." * size + "x",
+        "\n".join(" " * 100 for _ in range(1000)),
+        "Section 1" * size,
+    ]
     start = time.process_time()
     for id, parameters, *_ in CASES:
         one = instruction(id, parameters)

@@ -121,7 +121,9 @@ async def test_adversaries_score_0_on_all_tasks(answers: dict[int, str]) -> None
 
 async def test_the_answer_to_another_request_scores_0(answers: dict[int, str]) -> None:
     for index, task in enumerate(TASKS):
-        other = next(i % len(TASKS) for i in range(index + 1, 2 * len(TASKS)) if subject(TASKS[i % len(TASKS)]) != subject(task))
+        other = next(
+            i % len(TASKS) for i in range(index + 1, 2 * len(TASKS)) if subject(TASKS[i % len(TASKS)]) != subject(task)
+        )
         assert (await judged(task, answers[other])).reward == 0.0
 
 

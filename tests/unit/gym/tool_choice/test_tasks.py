@@ -75,7 +75,9 @@ def test_every_value_stands_in_the_request() -> None:
 def test_seeds_share_the_splits() -> None:
     prompts = [asked(task) for task in TASKS]
     assert len(set(prompts)) == len(prompts)
-    assert not {asked(task) for task in ToolChoice(seed=1).tasks("test")} & {asked(t) for t in ENVIRONMENT.tasks("train")}
+    assert not {asked(task) for task in ToolChoice(seed=1).tasks("test")} & {
+        asked(t) for t in ENVIRONMENT.tasks("train")
+    }
 
 
 def test_the_example_rows_are_the_first_tasks() -> None:
@@ -133,7 +135,9 @@ WRONG_CALLS: list[Callable[[Task], list[Item]]] = [
     lambda task: [],
     lambda task: [message("No tool fits.")],
     lambda task: [message(json.dumps(task.row["expected_calls"]))],
-    lambda task: [message("\n".join(f"<tool_call>{json.dumps(one)}</tool_call>" for one in task.row["expected_calls"]))],
+    lambda task: [
+        message("\n".join(f"<tool_call>{json.dumps(one)}</tool_call>" for one in task.row["expected_calls"]))
+    ],
     lambda task: right(task)[:-1],
     lambda task: [*right(task), *right(task)],
     lambda task: [*right(task), right(task)[0]],
@@ -150,7 +154,9 @@ WRONG_CALLS: list[Callable[[Task], list[Item]]] = [
     lambda task: [{**item, "arguments": item["arguments"] + "}"} for item in right(task)],
     lambda task: [{**item, "name": item["name"].upper()} for item in right(task)],
     lambda task: [{**item, "name": None} for item in right(task)],
-    lambda task: [{"type": "function_call_output", "call_id": "c", "output": item["arguments"]} for item in right(task)],
+    lambda task: [
+        {"type": "function_call_output", "call_id": "c", "output": item["arguments"]} for item in right(task)
+    ],
     lambda task: [call(one["name"], '{"a":' * 3000 + "1" + "}" * 3000) for one in task.row["expected_calls"]],
 ]
 

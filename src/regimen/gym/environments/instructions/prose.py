@@ -15,7 +15,7 @@ from regimen.gym.environments.instructions.text import sentences, words
 MIN_WORDS = 8
 MIN_STOP_WORDS = 0.12  # of the words: keywords in a row have none
 MAX_ONE_WORD = 0.2  # of the words that are one word, common words aside
-MAX_REPEATED = 0.25  # of the sentences that were said before
+MAX_REPEATED = 0.25  # of the sentences, and of the runs of words, that were said before
 MAX_COPIED = 0.5  # of the runs of words that stand in the prompt
 RUN = 5
 _COMMON = {word for listed in STOP_WORDS.values() for word in listed}
@@ -48,9 +48,12 @@ def _has_stop_words(said: Sequence[str]) -> bool:
 
 
 def _repeats(said: Sequence[str], text: str) -> bool:
-    """Whether one word or the same sentences fill the text."""
+    """Whether one word, the same words or the same sentences fill the text."""
     counts = Counter(word for word in said if word not in _COMMON)
+    runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
     if counts and max(counts.values()) > max(4, MAX_ONE_WORD * len(said)):
+        return True
+    if len(runs) - len(set(runs)) > MAX_REPEATED * len(runs):
         return True
     lines = [" ".join(words(sentence)).lower() for line in text.splitlines() for sentence in sentences(line)]
     return len(lines) - len(set(lines)) > MAX_REPEATED * len(lines)
