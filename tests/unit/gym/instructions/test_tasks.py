@@ -101,7 +101,7 @@ ADVERSARIES: list[Callable[[Task, str], str]] = [
     lambda task, right: f"* {subject(task)}\n" * 3,
     lambda task, right: f"I like the {subject(task)}. " * 20,
     lambda task, right: json.dumps({subject(task): quoted(task)}),
-    lambda task, right: '{"a":' * 3000 + f'"{subject(task)}"' + "}" * 3000,
+    lambda task, right: '{"a":' * 1200 + f'"{subject(task)}"' + "}" * 1200,
     lambda task, right: f"<think>{right}</think>",
     lambda task, right: f"<think>{right}",
     lambda task, right: re.sub(subject(task), "thing", right, flags=re.IGNORECASE),

@@ -21,6 +21,7 @@ from regimen.gym.environments.office import tasks as module
 from regimen.gym.environments.office.kinds import KINDS
 from regimen.rollouts.messages import input_messages
 from regimen.serving.environment import environment_app
+from regimen.serving.guard import Guard
 
 ENVIRONMENT = Office()
 TASKS = [task for split in SPLITS for task in ENVIRONMENT.tasks(split)]
@@ -197,9 +198,9 @@ async def test_an_agent_that_reads_what_the_tools_say_gets_it_right() -> None:
 
 def test_over_the_wire_each_client_has_its_office() -> None:
     task = next(task for task in TASKS if task.row["kind"] == "complete")
-    app = environment_app(Office())
+    app = Guard(environment_app(Office()))
     response = {"id": "r", "output": []}
-    with TestClient(app) as one, TestClient(app) as two:
+    with TestClient(app, base_url="http://127.0.0.1") as one, TestClient(app, base_url="http://127.0.0.1") as two:
         for client in (one, two):
             assert (seeded := client.post("/seed_session", json=task.row)).status_code == 200, seeded.text
         for goal in task.row["goals"]:
