@@ -285,8 +285,8 @@ class _Episode:
     async def _observed(self, session: Any) -> list[Message]:
         """What the environment says to a turn without calls; nothing where the episode ends with it."""
         try:
-            said: object = await self._bounded(self.environment.observe(session, self.output))
-            if not isinstance(said, str | None):
+            said = await self._bounded(self.environment.observe(session, self.output))
+            if not isinstance(cast("object", said), str | None):
                 raise TypeError(f"observe() gave {type(said).__name__}, not a text or None")
         except Exception as error:
             raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error

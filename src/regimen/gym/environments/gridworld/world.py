@@ -43,7 +43,7 @@ class Grid:
 
     def _scatter(self, generator: random.Random) -> None:
         height, width = (generator.randint(self.min_size, self.max_size) for _ in range(2))
-        kinds = generator.choices((FLOOR, WALL, WATER), weights=(70, 20, 10), k=height * width)
+        kinds: list[str] = generator.choices((FLOOR, WALL, WATER), weights=(70, 20, 10), k=height * width)
         self.cells = [kinds[row * width : (row + 1) * width] for row in range(height)]
         start, goal = generator.sample([(row, column) for row in range(height) for column in range(width)], 2)
         self.player = start
