@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from fake_judge import running_judge
 
 from regimen.errors import ConfigError
 from regimen.gym.environment import SPLITS, Environment, Task, ToolError, load_environment, shipped_environments
@@ -48,6 +49,7 @@ ORACLES: dict[str, Callable[[Environment, Any, Task], Awaitable[Output]]] = {
     "gridworld": own_oracle,
     "math": boxing_oracle,
     "multiple_choice": boxing_oracle,
+    "rubric": own_oracle,
 }
 
 
@@ -56,10 +58,17 @@ def name(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def options() -> Iterator[dict[str, dict[str, Any]]]:
+    """What environments cannot be without."""
+    with running_judge() as judge:
+        yield {"rubric": {"judge_url": judge.url, "judge_model": "fake"}}
+
+
 @pytest.fixture
-def environment(name) -> Environment:
+def environment(name, options) -> Environment:
     try:
-        return load_environment(name)
+        return load_environment(name, options.get(name))
     except ConfigError as error:
         if "bubblewrap" in str(error) or "sandbox" in str(error):
             pytest.skip(str(error))
@@ -84,10 +93,12 @@ def test_the_name_is_the_folder(name, environment):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_tasks_are_deterministic_numbered_json_rows(name, environment, split):
+def test_tasks_are_deterministic_numbered_json_rows(name, environment, options, split):
     tasks = environment.tasks(split, NUM_TASKS)
     assert [task.index for task in tasks] == list(range(len(tasks)))
-    assert [task.row for task in load_environment(name).tasks(split, NUM_TASKS)] == [task.row for task in tasks]
+    assert [task.row for task in load_environment(name, options.get(name)).tasks(split, NUM_TASKS)] == [
+        task.row for task in tasks
+    ]
     assert [task.row for task in environment.tasks(split, NUM_TASKS // 2)] == [t.row for t in tasks][: NUM_TASKS // 2]
     for task in tasks:
         assert json.loads(json.dumps(task.row)) == task.row

@@ -67,7 +67,9 @@ def hard_coded(task: Task) -> str:
     lines = [line for line in asked(task).splitlines() if "==" in line and line.startswith(task.row["function"])]
     known = [line.removeprefix(task.row["function"]).split(") == ") for line in lines]
     pairs = ", ".join(f"({arguments[1:]}, {result})" for arguments, result in known)
-    return block(f"def {task.row['function']}(x):\n    for a, r in [{pairs}]:\n        if a == x: return r\n    return r")
+    return block(
+        f"def {task.row['function']}(x):\n    for a, r in [{pairs}]:\n        if a == x: return r\n    return r"
+    )
 
 
 def function(body: str, top: str = "") -> Callable[[Task], str]:
@@ -106,7 +108,7 @@ CODES: dict[str, Callable[[Task], str]] = {
     ),
     "a checker of its own": function(
         "import sys, json\nmain = sys.modules['__main__']\nmain.answer_of = lambda *a: json.dumps({'value': True})\n"
-        "json.dumps = lambda *a, **k: '{\"value\": true, \"passed\": true, \"reward\": 1}'\nreturn True"
+        'json.dumps = lambda *a, **k: \'{"value": true, "passed": true, "reward": 1}\'\nreturn True'
     ),
     "the frames above": function(
         "import sys\nframe = sys._getframe()\nwhile frame:\n"
@@ -124,10 +126,10 @@ async def test_texts_that_hold_no_function_score_0_on_all_tasks(environment: Cod
         assert {verdict.metrics["ended"] for verdict in found} <= {"no code", "finished"}
 
 
-@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [1000, pytest.param(1, marks=pytest.mark.slow)])
 async def test_the_solution_scores_1_and_cheats_0(every: int, environment: Code, tasks: list[Task]) -> None:
-    """A few tasks of each kind in quick runs, all tasks in whole ones."""
-    some = [task for kind in KINDS for task in [t for t in tasks if t.row["kind"] == kind][:: max(1, every // 2)]]
+    """A task of each kind in quick runs, all tasks in whole ones."""
+    some = [task for kind in KINDS for task in [t for t in tasks if t.row["kind"] == kind][::every]]
     solved = await verdicts(environment, some, lambda task: block(task.row["solution"]))
     assert [task.row for task, verdict in zip(some, solved, strict=True) if verdict.reward != 1.0] == []
     assert all(verdict.components == {"all_tests": 1.0, "tests": 1.0} for verdict in solved)

@@ -162,7 +162,9 @@ def _keep_divisible(generator: random.Random) -> Step:
 def _keep_larger(generator: random.Random) -> Step:
     k = generator.randint(-5, 15)
     return Step(
-        f"Keep only the numbers that are larger than {k}.", f"[n for n in x if n > {k}]", lambda x: [*filter(k.__lt__, x)]
+        f"Keep only the numbers that are larger than {k}.",
+        f"[n for n in x if n > {k}]",
+        lambda x: [*filter(k.__lt__, x)],
     )
 
 

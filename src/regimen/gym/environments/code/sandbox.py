@@ -108,10 +108,10 @@ class Sandbox:
 
     def _watched(self, process: subprocess.Popen[bytes], request: bytes, num_calls: int) -> Run:
         """Talk to the process until it ends, says too much or takes too long."""
-        expired = threading.Event()
+        waited: list[float] = []
 
         def stop() -> None:
-            expired.set()
+            waited.append(_seconds_waited(process.pid))
             process.kill()
 
         clock = threading.Timer(self.limits.wall_seconds, stop)
@@ -133,9 +133,15 @@ class Sandbox:
         if not said.startswith(READY):
             reason = " ".join(complaint.decode("utf-8", "replace").split())
             raise GymError(f"the sandbox did not start (code {code}): {reason or 'it said nothing'}")
+        if waited and waited[0] > self.limits.wall_seconds / 2:
+            raise GymError(
+                f"the machine was too busy: of {self.limits.wall_seconds:g} seconds the function waited {waited[0]:.0f} "
+                "for a processor",
+                fix="lower num_workers of the environment, or raise its seconds",
+            )
         is_flood = len(said) > self.limits.output_bytes
         calls = [_called(line) for line in said[len(READY) :].split(b"\n")[:-1]]
-        ended = "too long" if expired.is_set() else "too much output" if is_flood else _ending(calls, num_calls)
+        ended = "too long" if waited else "too much output" if is_flood else _ending(calls, num_calls)
         return Run(calls, ended)
 
     def _filter_end(self) -> int:
@@ -144,6 +150,16 @@ class Sandbox:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(self._filter)
         return reader
+
+
+def _seconds_waited(pid: int) -> float:
+    """How long the innermost process was ready and had no processor; 0 where the system does not tell."""
+    try:
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _ending(calls: list[Called], num_calls: int) -> str:

@@ -59,7 +59,8 @@ def _cases(question: Question) -> list[Test] | None:
 def _row(question: Question, split: Split, cases: list[Test]) -> dict[str, Any]:
     """A NeMo Gym task row: the prompt, and the verifier's fields."""
     shown = "\n".join(
-        f"{question.name}({', '.join(map(repr, case['args']))}) == {case['expected']!r}" for case in cases[:NUM_EXAMPLES]
+        f"{question.name}({', '.join(map(repr, case['args']))}) == {case['expected']!r}"
+        for case in cases[:NUM_EXAMPLES]
     )
     content = f"{question.text}\n\nFor example:\n{shown}\n\n{INSTRUCTION}"
     return {
