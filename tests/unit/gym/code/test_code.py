@@ -104,7 +104,8 @@ CODES: dict[str, Callable[[Task], str]] = {
     "leaving at once": function("return 1", "import os\nos._exit(0)"),
     "printed results": function("for _ in range(10): print('{\"value\": true}', flush=True)\nreturn True"),
     "written results": function(
-        "import os\nfor d in range(1, 10):\n    try: os.write(d, b'{\"passed\": true}\\n' * 10)\n    except OSError: pass\nos._exit(0)"
+        "import os\nfor d in range(1, 10):\n    try: os.write(d, b'{\"passed\": true}\\n' * 10)\n"
+        "    except OSError: pass\nos._exit(0)"
     ),
     "a checker of its own": function(
         "import sys, json\nmain = sys.modules['__main__']\nmain.answer_of = lambda *a: json.dumps({'value': True})\n"

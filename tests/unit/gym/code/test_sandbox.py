@@ -115,12 +115,18 @@ async def test_memory_is_bounded(sandbox: Sandbox) -> None:
 
 
 async def test_a_fork_bomb_is_one_process(sandbox: Sandbox) -> None:
-    body = "count = 0\nwhile count < 1000:\n    try:\n        os.fork()\n        return count\n    except OSError:\n        count += 1\nreturn 'none'"
+    body = (
+        "count = 0\nwhile count < 1000:\n    try:\n        os.fork()\n        return count\n"
+        "    except OSError:\n        count += 1\nreturn 'none'"
+    )
     assert await call(sandbox, body) == Called("none")
 
 
 async def test_processor_time_is_bounded_whatever_it_catches(sandbox: Sandbox) -> None:
-    body = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass"
+    body = (
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+        "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass"
+    )
     assert await call(sandbox, body) == Called(error="ended early")
 
 
@@ -164,15 +170,15 @@ async def test_leaving_early_leaves_the_rest_unanswered(sandbox: Sandbox) -> Non
 
 
 async def test_several_runs_at_once_and_nothing_stays(sandbox: Sandbox) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         assert await call(sandbox, "return 5") == Called(5)
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
 def test_without_bubblewrap_nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="bubblewrap is not installed.*apt-get install bubblewrap"):
+    with pytest.raises(ConfigError, match=r"bubblewrap is not installed.*apt-get install bubblewrap"):
         Sandbox(1)
 
 
@@ -188,7 +194,8 @@ def test_where_namespaces_are_off_nothing_begins(monkeypatch: pytest.MonkeyPatch
 async def test_a_sandbox_that_fails_later_is_no_answer(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("regimen.gym.environments.code.sandbox._command", lambda _end: ["/bin/sh", "-c", "exit 3"])
+    monkeypatch.setattr(sandbox, "_bubblewrap", "/bin/sh")
+    monkeypatch.setattr("regimen.gym.environments.code.sandbox._command", lambda _end: ["-c", "exit 3"])
     with pytest.raises(GymError, match=r"did not start \(code 3\)"):
         await sandbox.run("def f(): pass", "f", [[]])
 
@@ -222,5 +229,5 @@ def test_the_filter_denies_what_it_lists_and_allows_the_rest(machine: str) -> No
 
 
 def test_an_unknown_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="riscv64.*x86_64, aarch64"):
+    with pytest.raises(ConfigError, match=r"riscv64.*x86_64, aarch64"):
         seccomp_program("riscv64")

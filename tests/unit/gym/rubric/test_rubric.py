@@ -112,7 +112,7 @@ async def test_a_judge_that_takes_too_long_gives_no_reward(judge: FakeJudge) -> 
         return 200, completion(json.dumps(grade(data)))
 
     judge.reply = slow
-    with pytest.raises(GymError, match="no answer in time|longer than 1 seconds"):
+    with pytest.raises(GymError, match=r"no answer in time|longer than 1 seconds"):
         await verdict(judge, "A red pear.", seconds=1)
 
 

@@ -1,4 +1,4 @@
-"""The code environment: the model writes a function, hidden tests call it in a sandbox, the results are judged outside."""
+"""The code environment: the model writes a function, hidden tests call it in a sandbox, and judge it outside."""
 
 from __future__ import annotations
 

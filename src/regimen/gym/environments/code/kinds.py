@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 WORDS = (
-    "amber", "basil", "cedar", "delta", "ember", "fable", "grove", "hazel", "inlet", "jasper", "kettle", "lemon", "maple",
-    "noble", "olive", "pebble", "quartz", "river", "saddle", "timber", "umbra", "velvet", "willow", "yonder", "zephyr",
+    "amber", "basil", "cedar", "delta", "ember", "fable", "grove", "hazel", "inlet", "jasper", "kettle", "lemon",
+    "maple", "noble", "olive", "pebble", "quartz", "river", "saddle", "timber", "umbra", "velvet", "willow",
+    "yonder", "zephyr",
 )  # fmt: skip
 
 
@@ -105,8 +106,8 @@ def counts(generator: random.Random) -> Question:
         "Write a function `count(text)` that takes a string of words with single spaces between them and returns a "
         f"dictionary from {key} to the number of such words. "
         f"{'Words are counted in lower case. ' if folds else 'Upper and lower case are different. '}"
-        f"Leave out words of fewer than {shortest} letters and words that {'lack' if contains else 'have'} a lower-case "
-        f"{letter}"
+        f"Leave out words of fewer than {shortest} letters and words that {'lack' if contains else 'have'} a "
+        f"lower-case {letter}"
         f"{'' if least == 1 else f', and then entries whose number is less than {least}'}."
     )
     source = (
@@ -155,7 +156,7 @@ def _keep_divisible(generator: random.Random) -> Step:
     return Step(
         f"Keep only the numbers that are divisible by {k}.",
         f"[n for n in x if n % {k} == 0]",
-        lambda x: list(filter(lambda n: not n % k, x)),
+        lambda x: [n for n in x if not n % k],
     )
 
 
@@ -173,7 +174,7 @@ def _scale(generator: random.Random) -> Step:
     return Step(
         f"Multiply every number by {k} and add {c}.",
         f"[{k} * n + {c} for n in x]",
-        lambda x: list(map(lambda n: n * k + c, x)),
+        lambda x: [n * k + c for n in x],
     )
 
 

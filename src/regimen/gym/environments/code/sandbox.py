@@ -62,7 +62,8 @@ class Sandbox:
     """Up to `num_workers` runs at once. `run` may be awaited from any event loop."""
 
     def __init__(self, num_workers: int, limits: SandboxLimits | None = None) -> None:
-        if sys.platform != "linux" or shutil.which("bwrap") is None:
+        bubblewrap = shutil.which("bwrap")
+        if sys.platform != "linux" or bubblewrap is None:
             raise ConfigError(
                 "bubblewrap is not installed, and code that nobody has read runs nowhere else",
                 where="environment 'code'",
@@ -70,6 +71,7 @@ class Sandbox:
                 fix="install it: apt-get install bubblewrap, or dnf install bubblewrap",
             )
         self.limits = limits or SandboxLimits()
+        self._bubblewrap = bubblewrap
         self._filter = seccomp_program()
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="sandbox")
         self._check()
@@ -93,7 +95,7 @@ class Sandbox:
         filter_end = self._filter_end()
         try:
             process = subprocess.Popen(
-                _command(filter_end),
+                [self._bubblewrap, *_command(filter_end)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -135,8 +137,8 @@ class Sandbox:
             raise GymError(f"the sandbox did not start (code {code}): {reason or 'it said nothing'}")
         if waited and waited[0] > self.limits.wall_seconds / 2:
             raise GymError(
-                f"the machine was too busy: of {self.limits.wall_seconds:g} seconds the function waited {waited[0]:.0f} "
-                "for a processor",
+                f"the machine was too busy: of {self.limits.wall_seconds:g} seconds the function waited "
+                f"{waited[0]:.0f} for a processor",
                 fix="lower num_workers of the environment, or raise its seconds",
             )
         is_flood = len(said) > self.limits.output_bytes
@@ -198,7 +200,7 @@ def _command(filter_end: int) -> list[str]:
     hidden = [str(place) for place in _installed() if place.is_dir()]
     covers = [word for place in hidden for word in ("--tmpfs", place, "--remount-ro", place)]
     return [
-        *("bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
+        *("--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
         *("--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"),
         *binds,
         *covers,

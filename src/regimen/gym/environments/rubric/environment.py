@@ -24,9 +24,9 @@ KEY_VARIABLE = "REGIMEN_JUDGE_KEY"
 class Rubric(Environment):
     """Short letters and notes, each with criteria that a judge checks.
 
-    Options: `judge_url` and `judge_model`, an OpenAI-compatible endpoint as in `http://HOST:PORT/v1` and the name of its
-    model; `max_tries` and `seconds` of a judgement; `concurrency`, judgements at once; `seed` of the generated tasks.
-    The endpoint's key stands in the variable REGIMEN_JUDGE_KEY and nowhere else.
+    Options: `judge_url` and `judge_model`, an OpenAI-compatible endpoint as in `http://HOST:PORT/v1` and the name of
+    its model; `max_tries` and `seconds` of a judgement; `concurrency`, judgements at once; `seed` of the generated
+    tasks. The endpoint's key stands in the variable REGIMEN_JUDGE_KEY and nowhere else.
     """
 
     name = "rubric"
@@ -48,7 +48,7 @@ class Rubric(Environment):
                 "there is no judge",
                 where="environment 'rubric'",
                 expected="its options judge_url and judge_model",
-                fix="set judge_url to an OpenAI-compatible endpoint as in http://HOST:PORT/v1, judge_model to its model",
+                fix="set judge_url to an OpenAI-compatible endpoint (http://HOST:PORT/v1), judge_model to its model",
             )
         for option, value, least in (
             ("max_tries", max_tries, 1),
