@@ -76,13 +76,13 @@ def invitations(generator: random.Random) -> Writing:
     return Writing(
         "invitations",
         f"Invite {name} to a meeting of the reading circle: it is on {day} at {hour}, in {place}. Two sentences, and "
-        "ask for a reply.",
+        "ask for a short reply.",
         [
             ("name", f'Speaks to the guest as "{name}"', 1.0),
             ("day", f'Gives the day, "{day}"', 2.0),
             ("hour", f'Gives the hour, "{hour}"', 2.0),
             ("place", f'Gives the place, "{place}"', 2.0),
-            ("reply", 'Asks for a "reply"', 1.0),
+            ("reply", 'Asks for a "short reply"', 1.0),
         ],
         f"Dear {name}, the reading circle meets on {day} at {hour} in {place}, and we hope to see you there. "
         "Please send a short reply.",
