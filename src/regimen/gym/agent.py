@@ -24,6 +24,7 @@ from regimen.gym.environment import Environment, Task, ToolError, Verdict
 from regimen.gym.protocol import (
     assistant_items,
     failure_fields,
+    observation_item,
     request_params,
     response_object,
     stamps,
@@ -33,7 +34,7 @@ from regimen.gym.protocol import (
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.outcomes import Outcome
 
-__all__ = ["Limits", "Renderer", "episode_seed", "play", "play_with"]
+__all__ = ["Limits", "Renderer", "checked_arguments", "episode_seed", "play", "play_with"]
 
 Result = TypeVar("Result")
 
@@ -41,8 +42,8 @@ Result = TypeVar("Result")
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What ends an episode early. `max_turns` None takes the environment's; a time of None waits forever.
 
-    `call_seconds` bounds each call of the environment (seed, tool, verify, close), `episode_seconds` the whole, the
-    waiting for the model included.
+    `call_seconds` bounds each call of the environment (seed, tool, observe, verify, close), `episode_seconds` the
+    whole, the waiting for the model included.
     """
 
     max_turns: int | None = None
@@ -107,6 +108,20 @@ async def _played(
     episode.seed, episode.step, episode.model_name = seed, step, model_name
     await episode.run()
     return episode.row()
+
+
+def checked_arguments(name: str, arguments: str, tools: list[Message]) -> dict[str, Any]:
+    """The arguments of a call of one of the `tools`; raises `ToolError` with a text for the model."""
+    known = [tool["function"]["name"] for tool in tools]
+    if name not in known:
+        raise ToolError(f"Error: unknown tool '{name}'; use {', '.join(known) or 'no tool'}")
+    try:
+        parsed: object = json.loads(arguments)
+    except (json.JSONDecodeError, RecursionError):
+        raise ToolError(f"Error: the arguments of {name} are not JSON") from None
+    if not isinstance(parsed, dict):
+        raise ToolError(f"Error: the arguments of {name} must be a JSON object")
+    return cast("dict[str, Any]", parsed)
 
 
 class _FailedError(Exception):
@@ -212,9 +227,10 @@ class _Episode:
             if reply.stop_reason == "length":
                 return self._truncate("max_new_tokens")
             calls = cast("list[dict[str, Any]]", reply.message.get("tool_calls") or [])
-            if not calls:
+            appended = [await self._call(session, call) for call in calls] or await self._observed(session)
+            if not appended:
                 return None
-            self._continue(reply, [await self._call(session, call) for call in calls])
+            self._continue(reply, appended)
         return self._truncate("max_turns")
 
     def _truncate(self, reason: str) -> None:
@@ -256,7 +272,7 @@ class _Episode:
         """Run one tool call and append its output; what the tool refuses is told to the model."""
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         try:
-            parsed = self._checked_arguments(name, arguments)
+            parsed = checked_arguments(name, arguments, self.tools)
             text = await self._bounded(self.environment.call(session, name, parsed))
         except ToolError as error:
             self.counts["num_tool_errors"] += 1
@@ -266,17 +282,18 @@ class _Episode:
         self.output.append(tool_output_item(call["id"], text))
         return {"role": "tool", "tool_call_id": call["id"], "name": name, "content": text}
 
-    def _checked_arguments(self, name: str, arguments: str) -> dict[str, Any]:
-        known = [tool["function"]["name"] for tool in self.tools]
-        if name not in known:
-            raise ToolError(f"Error: unknown tool '{name}'; use {', '.join(known) or 'no tool'}")
+    async def _observed(self, session: Any) -> list[Message]:
+        """What the environment says to a turn without calls; nothing where the episode ends with it."""
         try:
-            parsed: object = json.loads(arguments)
-        except (json.JSONDecodeError, RecursionError):
-            raise ToolError(f"Error: the arguments of {name} are not JSON") from None
-        if not isinstance(parsed, dict):
-            raise ToolError(f"Error: the arguments of {name} must be a JSON object")
-        return cast("dict[str, Any]", parsed)
+            said = await self._bounded(self.environment.observe(session, self.output))
+            if not isinstance(cast("object", said), str | None):
+                raise TypeError(f"observe() gave {type(said).__name__}, not a text or None")
+        except Exception as error:
+            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
+        if said is None:
+            return []
+        self.output.append(observation_item(said))
+        return [{"role": "user", "content": said}]
 
     def _continue(self, reply: Reply, appended: list[Message]) -> None:
         try:

@@ -181,7 +181,8 @@ async def _unknown_tools_are_refused(environment: Environment, num_tasks: int) -
 
 
 async def _reward_of(environment: Environment, task: Task, output: Output) -> float:
-    async def say(session: Any) -> Output:  # noqa: ARG001
+    async def say(session: Any) -> Output:
+        await environment.observe(session, output)
         return output
 
     verdict = await judge(environment, task, say)

@@ -51,7 +51,8 @@ class Verdict(msgspec.Struct, frozen=True):
 class Environment(ABC):
     """Tasks, the tools to work on them, and a verifier.
 
-    Exceptions other than `ToolError` from `seed`, `call` and `verify` mark the episode as failed, not as wrong.
+    Exceptions other than `ToolError` from `seed`, `call`, `observe` and `verify` mark the episode as failed, not as
+    wrong.
     One environment plays many episodes at once; what belongs to one episode lives in its session.
     """
 
@@ -67,12 +68,20 @@ class Environment(ABC):
         """The first `num_tasks` tasks of `split` (None: all), the same at every call; splits share no task."""
 
     async def seed(self, task: Task) -> Any:  # noqa: ARG002
-        """Begin an episode and return its session, which is handed to `call`, `verify` and `close`."""
+        """Begin an episode and return its session, which is handed to `call`, `observe`, `verify` and `close`."""
         return None
 
     async def call(self, session: Any, name: str, arguments: dict[str, Any]) -> str:  # noqa: ARG002
         """Run the tool `name` and return its output; raises `ToolError` with a text for the model."""
         raise ToolError(f"Error: unknown tool '{name}'")
+
+    async def observe(self, session: Any, output: list[dict[str, Any]]) -> str | None:  # noqa: ARG002
+        """What the environment says to a turn that called no tool, as a user message; None: the episode is over.
+
+        `output` holds the items so far, the turn included. Where observations are what the model acts on, the action
+        is taken here.
+        """
+        return None
 
     @abstractmethod
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
@@ -91,7 +100,8 @@ class Environment(ABC):
     async def solve(self, session: Any, task: Task) -> list[dict[str, Any]] | None:  # noqa: ARG002
         """Play an episode perfectly and return its output items: what `regimen test environment` takes for right.
 
-        Tools that it uses it calls with `call`, in `session`. None where no perfect player is written.
+        Tools that it uses it calls with `call`, and turns that are actions it hands to `observe`, in `session`. None
+        where no perfect player is written.
         """
         return None
 

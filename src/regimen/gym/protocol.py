@@ -93,6 +93,11 @@ def tool_output_item(call_id: str, output: str) -> Item:
     return {"type": "function_call_output", "call_id": call_id, "output": output, "status": "completed"}
 
 
+def observation_item(text: str) -> Item:
+    """The item that carries what the environment says to the model, as NeMo Gym writes it."""
+    return {"type": "message", "role": "user", "content": text}
+
+
 def request_params(params: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
     """The task's parameters together with the sampling settings in use."""
     settings = {

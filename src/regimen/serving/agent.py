@@ -126,6 +126,9 @@ class _Unjudged(Environment):
     async def call(self, session: Any, name: str, arguments: dict[str, Any]) -> str:
         return await self.environment.call(session, name, arguments)
 
+    async def observe(self, session: Any, output: list[dict[str, Any]]) -> str | None:
+        return await self.environment.observe(session, output)
+
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:  # noqa: ARG002
         return Verdict(0.0)
 

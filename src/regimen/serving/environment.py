@@ -1,7 +1,8 @@
 """An environment over NeMo Gym's wire: what NeMo Gym calls a resources server.
 
 In: an `Environment`. Out: a Starlette application with `/seed_session`, one path per tool, `/verify`,
-`/close_session` and `/aggregate_metrics`; the session travels in a cookie. What a tool says is the body of its answer,
+`/close_session` and `/aggregate_metrics`, and with `/reset` and `/step` what NeMo Gym calls a Gymnasium server; the
+session travels in a cookie. What a tool says is the body of its answer,
 as text; a call that the tool refuses has status 400 and the text for the model.
 Refuses: rows that are no task rows, tool calls and verdicts without the session they belong to. A verdict that fails
 is an error, never a reward.
@@ -23,9 +24,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from regimen.errors import GymError, RegimenError, RequestError
+from regimen.gym.agent import checked_arguments
 from regimen.gym.aggregate import aggregate_metrics
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
-from regimen.gym.protocol import verdict_fields
+from regimen.gym.protocol import observation_item, tool_output_item, verdict_fields
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.serving.answers import (
     DATA_ERRORS,
@@ -71,6 +73,8 @@ def environment_app(
         Route("/openapi.json", answering(openapi), methods=["GET"]),
         post("/seed_session", service.seed_session),
         post("/verify", service.verify),
+        post("/reset", service.reset),
+        post("/step", service.step),
         post("/close_session", service.close_session),
         post("/aggregate_metrics", service.aggregate_metrics),
         *extra,
@@ -99,9 +103,7 @@ class EnvironmentService:
                 raise RequestError("resources_session_id is no name", expected=f"1 to {_NAME_LENGTH} characters")
             row = _object(body, "task_data")
         session = await self._run(self.sessions.open(Task(task_index(row), row), name))
-        response = answer({} if name is None else {"resources_session_id": name})
-        response.set_cookie(COOKIE, session.key, path="/", httponly=True, samesite="strict")
-        return response
+        return _with_cookie({} if name is None else {"resources_session_id": name}, session)
 
     async def call(self, request: Request, body: Body) -> Response:
         """Run a tool; the text of the answer is for the model, errors included."""
@@ -119,20 +121,64 @@ class EnvironmentService:
     async def verify(self, request: Request, body: Body) -> Body:
         """Judge an episode: the task row with the `response`; answers with the reward and the verifier's fields."""
         response = _object(body, "response")
-        output = response.get("output")
-        if not isinstance(output, list) or not all(isinstance(item, dict) for item in cast("list[Any]", output)):
-            raise RequestError("is no list of items", where="response.output", status=422, code="wrong_response")
+        items = _items(response)
         given = task_row({key: value for key, value in body.items() if key != "response"})
         async with self._turn(request) as session:
             task = self._task(session, given)
             state = session.state if session else None
-            items = cast("list[dict[str, Any]]", output)
             verdict = await self._run(self.environment.verify(state, task, items))
             check_verdict(verdict)
             if session:
                 session.is_verified = True
         params = {"responses_create_params": given["responses_create_params"], "response": response}
         return {**verdict_fields(verdict), **params}
+
+    async def reset(self, _request: Request, body: Body) -> Response:
+        """Begin an episode that is played by steps. The prompt holds the first observation already."""
+        row = task_row(body)
+        session = await self._run(self.sessions.open(Task(task_index(row), row)))
+        return _with_cookie({"observation": None, "info": {}}, session)
+
+    async def step(self, request: Request, body: Body) -> Response:
+        """Take a turn of the model, in `response`: run its calls or its action; judge where the episode ends."""
+        items = _items(_object(body, "response"))
+        async with self._turn(request) as session:
+            if session is None:
+                raise RequestError("no episode was begun", code="no_session", fix="POST the task to /reset first")
+            reply = await self._stepped(session, items)
+        if reply["terminated"] or reply["truncated"]:
+            await self.sessions.close(session)
+        return _with_cookie(reply, session)
+
+    async def _stepped(self, session: Session, items: list[Body]) -> Body:
+        session.output.extend(items)
+        session.num_steps += 1
+        calls = [item for item in items if item.get("type") == "function_call"]
+        tools = chat_tools(_object(session.task.row, "responses_create_params"))
+        outputs = [await self._tool_output(session, call, tools) for call in calls]
+        said = None if calls else await self._run(self.environment.observe(session.state, session.output))
+        session.output.extend(tool_output_item(output["call_id"], output["output"]) for output in outputs)
+        if said is not None:
+            session.output.append(observation_item(said))
+        is_over = not calls and said is None
+        is_cut = not is_over and session.num_steps >= self.environment.max_turns
+        reply: Body = {"observation": said, "reward": 0.0, "terminated": is_over, "truncated": is_cut}
+        if not is_over and not is_cut:
+            return {**reply, "info": {"tool_outputs": outputs}}
+        verdict = await self._run(self.environment.verify(session.state, session.task, session.output))
+        check_verdict(verdict)
+        info = {**verdict.metrics, "reward_components": verdict.components, "tool_outputs": outputs}
+        return {**reply, "reward": float(verdict.reward), "info": info}
+
+    async def _tool_output(self, session: Session, call: Body, tools: list[Body]) -> Body:
+        """What a call says, the reason of its refusal included."""
+        name, call_id = str(call.get("name")), str(call.get("call_id") or "")
+        try:
+            arguments = checked_arguments(name, str(call.get("arguments")), tools)
+            text = await self._run(self.environment.call(session.state, name, arguments))
+        except ToolError as error:
+            text = error.message
+        return {"call_id": call_id, "output": text}
 
     def _task(self, session: Session | None, given: Body) -> Task:
         """The seeded task, whatever the caller says now; what it was seeded without is taken from the caller."""
@@ -240,6 +286,21 @@ def metrics_of(rows: Sequence[Body], name: str) -> Body:
         whole.append({**row, **params, "_ng_task_index": task_index(row), "response": {"output": [], "usage": numbers}})
     entry = aggregate_metrics(whole, name)[0]
     return {key: entry[key] for key in ("agent_metrics", "key_metrics", "group_level_metrics")}
+
+
+def _with_cookie(body: Body, session: Session) -> Response:
+    """An answer that hands the caller its session; agents take the cookies of each answer for the next request."""
+    response = answer(body)
+    response.set_cookie(COOKIE, session.key, path="/", httponly=True, samesite="strict")
+    return response
+
+
+def _items(response: Body) -> list[Body]:
+    """The output items of a response."""
+    output = response.get("output")
+    if not isinstance(output, list) or not all(isinstance(item, dict) for item in cast("list[Any]", output)):
+        raise RequestError("is no list of items", where="response.output", status=422, code="wrong_response")
+    return cast("list[Body]", output)
 
 
 def _object(body: Body, key: str) -> Body:

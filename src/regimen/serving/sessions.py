@@ -32,6 +32,8 @@ class Session:
         self.opened = opened
         self.name = name
         self.is_verified = False
+        self.output: list[dict[str, Any]] = []  # of an episode that is played by steps
+        self.num_steps = 0
         self.turn = asyncio.Lock()
 
 

@@ -37,7 +37,9 @@ class WordRenderer:
         return self.encode(" ".join([*(t["function"]["name"] for t in tools), *lines, "[assistant]"]))
 
     def continuation_ids(self, assistant: Any, appended: Any, tools: Any) -> list[int]:
-        return self.encode(" ".join([*(f"[tool] {message['content']}" for message in appended), "[assistant]"]))
+        return self.encode(
+            " ".join([*(f"[{message['role']}] {message['content']}" for message in appended), "[assistant]"])
+        )
 
     def parse_assistant(self, ids: Any) -> dict[str, Any]:
         words = [word for word in self.decode(ids).split() if word != STOP]
