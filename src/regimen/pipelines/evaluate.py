@@ -119,7 +119,7 @@ def evaluate(
         for name in names:
             check_length(name, config.max_sequence_length, "max_sequence_length", trust=config.trust_remote_code)
     _check_repeats(config)
-    environment = load_environment(config.environment.name, config.environment.options)
+    environment = load_environment(config.environment.name, config.environment.settings)
     tasks = tasks_of(environment, config.split, config.num_tasks)
     output = Path(config.output)
     _prepare(output, config, sources, resume=resume)
