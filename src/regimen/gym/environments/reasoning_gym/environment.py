@@ -30,8 +30,8 @@ class ReasoningGym(Environment):
     """Every dataset of `reasoning-gym`.
 
     Options: `dataset`, a name, names, or names with the package's settings of difficulty; `seed` of the puzzles;
-    `size`, how many of each dataset; `partial` gives the package's score between 0 and 1 instead of 1 for a full score and 0
-    for less.
+    `size`, how many of each dataset; `partial` gives the package's score between 0 and 1 instead of 1 for a full score
+    and 0 for less.
     """
 
     name = "reasoning_gym"
