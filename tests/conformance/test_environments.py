@@ -35,11 +35,18 @@ async def boxing_oracle(environment: Environment, session: Any, task: Task) -> O
     return [message(f"The answer is $\\boxed{{{task.row['expected_answer']}}}$.")]
 
 
+async def tagging_oracle(environment: Environment, session: Any, task: Task) -> Output:
+    return [message(f"<answer>{task.row['expected_answer']}</answer>")]
+
+
+# Options with which an environment is checked here; its own tests look at all that it can be.
+OPTIONS: dict[str, dict[str, Any]] = {"reasoning_gym": {"dataset": ["chain_sum", "gcd", "maze", "syllogism"]}}
 # Environment -> who plays a task perfectly: (environment, session, task) -> output items.
 ORACLES: dict[str, Callable[[Environment, Any, Task], Awaitable[Output]]] = {
     "calculator": calculator_oracle,
     "math": boxing_oracle,
     "multiple_choice": boxing_oracle,
+    "reasoning_gym": tagging_oracle,
 }
 
 
@@ -50,7 +57,7 @@ def name(request) -> str:
 
 @pytest.fixture
 def environment(name) -> Environment:
-    return load_environment(name)
+    return load_environment(name, OPTIONS.get(name))
 
 
 async def verdict(environment: Environment, task: Task, play: Any) -> Any:
@@ -74,7 +81,9 @@ def test_the_name_is_the_folder(name, environment):
 def test_tasks_are_deterministic_numbered_json_rows(name, environment, split):
     tasks = environment.tasks(split, NUM_TASKS)
     assert [task.index for task in tasks] == list(range(len(tasks)))
-    assert [task.row for task in load_environment(name).tasks(split, NUM_TASKS)] == [task.row for task in tasks]
+    assert [task.row for task in load_environment(name, OPTIONS.get(name)).tasks(split, NUM_TASKS)] == [
+        task.row for task in tasks
+    ]
     assert [task.row for task in environment.tasks(split, NUM_TASKS // 2)] == [t.row for t in tasks][: NUM_TASKS // 2]
     for task in tasks:
         assert json.loads(json.dumps(task.row)) == task.row

@@ -71,7 +71,7 @@ def test_all_tasks_end_with_the_entry_whose_turn_it_is() -> None:
 
 
 def test_more_tasks_than_an_entry_has_are_refused(mixture: Environment) -> None:
-    with pytest.raises(ConfigError, match="'(sums|multiple_choice)'"):
+    with pytest.raises(ConfigError, match=r"'(sums|multiple_choice)' has"):
         mixture.tasks("train", 1_000_000)
 
 
