@@ -11,8 +11,8 @@ import pytest
 from regimen.errors import ConfigError
 from regimen.gym.aggregate import aggregate_by_environment
 from regimen.gym.conformance import check_environment
-from regimen.gym.environment import Environment, Task, load_environment
-from regimen.gym.mixture import Drawn, in_turn, mixed
+from regimen.gym.environment import Environment, Task, Verdict, load_environment
+from regimen.gym.mixture import Drawn, Mixture, in_turn, mixed
 
 ENTRIES = {"multiple_choice": {"weight": 3}, "sums": {"environment": "calculator", "weight": 1}}
 
@@ -70,15 +70,32 @@ def test_all_tasks_end_with_the_entry_whose_turn_it_is() -> None:
     assert names_of(found) == ["a", "b", "a", "a", "b", "a", "a"]
 
 
-def test_more_tasks_than_an_entry_has_are_refused(mixture: Environment) -> None:
-    with pytest.raises(ConfigError, match=r"'(sums|multiple_choice)' has"):
-        mixture.tasks("train", 1_000_000)
+class Few(Environment):
+    """Two tasks."""
+
+    def tasks(self, split: Any, num_tasks: int | None = None) -> list[Task]:
+        return [Task(n, {"responses_create_params": {"input": f"q{n}"}}) for n in range(min(num_tasks or 2, 2))]
+
+    async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
+        return Verdict(0.0)
+
+
+def test_more_tasks_than_an_entry_has_are_refused() -> None:
+    mixture = Mixture(members={"a": Few(), "b": load_environment("calculator")})
+    assert names_of(mixture.tasks("train", 4)) == ["a", "b", "a", "b"]
+    with pytest.raises(ConfigError, match="'a' has 2 train tasks, its share of 5 is 3"):
+        mixture.tasks("train", 5)
 
 
 def test_metrics_are_those_of_each_environment() -> None:
     def row(name: str, index: int, reward: float) -> dict[str, Any]:
         stamp = {"_ng_task_index": index, "_ng_rollout_index": 0, "_ng_environment_server": name}
-        return {**stamp, "reward": reward, "response": {"output": [], "usage": {}}, "responses_create_params": {}}
+        return {
+            **stamp,
+            "reward": reward,
+            "response": {"output": [], "usage": {}},
+            "responses_create_params": {"input": "q"},
+        }
 
     failure = {"_ng_environment_server": "b", "_ng_failure_class": "timed_out"}
     found = aggregate_by_environment([row("a", 0, 1.0), row("b", 1, 0.0), row("a", 2, 0.0)], [failure], "mixture")
