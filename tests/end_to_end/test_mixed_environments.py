@@ -10,8 +10,10 @@ import pytest
 import tiny_runs
 from tiny_runs import column, configuration, run
 
-from regimen.config.load import load_train_config
+from regimen.config.load import load_collect_config, load_train_config
 from regimen.errors import ConfigError
+from regimen.pipelines.collect import collect
+from regimen.pipelines.evaluate import evaluate_rollouts
 
 REWARDS = """
 def parts(row, output, verdict):
@@ -71,3 +73,31 @@ def test_a_list_needs_data_that_can_be_played(tiny_folder: Path, tmp_path: Path)
     tree["data"]["train"][0] |= {"weight": 1, "dataset_name": "openai_format"}
     with pytest.raises(ConfigError, match="no data for grpo"):
         load_train_config(tree)
+
+
+def test_collecting_and_evaluating_tell_environments_apart(tiny_folder: Path, tmp_path: Path) -> None:
+    letters = f"{tiny_runs.__file__}:Letters"
+    entries = {"often": {"environment": letters, "weight": 3}, "seldom": {"environment": letters}}
+    played = {"env": entries, "num_tasks": 4, "generation": {"max_new_tokens": 4, "temperature": 1.0}}
+    played |= {"chat_template": "tools", "max_sequence_length": 1000}
+    output = tmp_path / "rollouts.jsonl"
+    config = {**played, "model": str(tiny_folder), "split": "train", "output": str(output)}
+    whole = collect(load_collect_config({**config, "num_tasks": 8}))
+    names = [row["_ng_environment_server"] for row in sorted(whole.rows, key=lambda row: row["_ng_task_index"])]
+    assert names == ["often", "often", "seldom", "often", "often", "often", "seldom", "often"]
+    metrics = json.loads((tmp_path / "rollouts_aggregate_metrics.json").read_text())
+    assert [(entry["agent_ref"]["name"], entry["agent_metrics"]["num_rollouts"]) for entry in metrics] == [
+        ("often", 6),
+        ("seldom", 2),
+    ]
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(lines[:3]))
+    again = collect(load_collect_config({**config, "num_tasks": 8, "resume": True}))
+    assert again.num_resumed == 3
+    text = lambda rows: [row["response"]["output"][0]["content"] for row in rows]  # noqa: E731
+    assert text(again.rows) == text(whole.rows)
+    found = evaluate_rollouts(output)
+    assert {name: models[0].score.num_rollouts for name, models in found.environments.items()} == {
+        "often": 6,
+        "seldom": 2,
+    }

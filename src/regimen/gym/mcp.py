@@ -211,7 +211,7 @@ class Connection:
             raise
         except Exception as error:
             where = f"MCP server {self.name!r}"
-            raise GymError(f"{what} failed ({_reason(error)}) within {limit - 1:g} seconds", where=where) from error
+            raise GymError(f"{what} failed ({_reason(error)}); it had {limit - 1:g} seconds", where=where) from error
 
     async def call(self, name: str, arguments: dict[str, Any]) -> str:
         """Run a tool; what it refuses is a `ToolError`."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from regimen.errors import ConfigError, GymError
@@ -118,7 +119,8 @@ async def test_a_call_that_takes_too_long_fails_the_episode(script: Path) -> Non
     environment = load_environment("calculator", {"mcp_servers": servers})
     task = environment.tasks("train", 1)[0]
     session = await environment.seed(task)
-    object.__setattr__(session.connections["notes"].server, "seconds", 0.2)
+    notes = session.connections["notes"]
+    notes.server = msgspec.structs.replace(notes.server, seconds=0.2)
     with pytest.raises(GymError, match="wait failed"):
         await environment.call(session, "wait", {"seconds": 3})
     await environment.close(session)
