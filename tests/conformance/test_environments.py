@@ -25,9 +25,12 @@ def name(request) -> str:
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[dict[str, dict[str, Any]]]:
-    """What environments cannot be without."""
+    """What environments cannot be without; and of many datasets a few, as that environment's own tests look at all."""
     with running_judge() as judge:
-        yield {"rubric": {"judge_url": judge.url, "judge_model": "fake"}}
+        yield {
+            "rubric": {"judge_url": judge.url, "judge_model": "fake"},
+            "reasoning_gym": {"dataset": ["chain_sum", "gcd", "maze", "syllogism"]},
+        }
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from regimen.cli.main import VERBS, load_command
-from regimen.config.load import load_iterate_config, load_train_config
-from regimen.config.schema import IterateConfig
+from regimen.config.load import load_collect_config, load_iterate_config, load_train_config
 from regimen.config.source import shipped_names
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +120,11 @@ def test_python_blocks_compile_and_name_what_exists(page: Path) -> None:
 def test_yaml_blocks_are_configurations_that_load(page: Path) -> None:
     for body in blocks_of(text_of(page), "yaml"):
         tree = yaml.safe_load(body)
-        config = load_iterate_config(tree) if "rounds" in tree else load_train_config(tree).policy
-        assert (config.model if isinstance(config, IterateConfig) else config.model_name) == "models/base"
+        if "policy" in tree:
+            assert load_train_config(tree).policy.model_name == "models/base"
+        else:
+            load = load_iterate_config if "rounds" in tree else load_collect_config
+            assert load(tree).model == "models/base"
 
 
 def test_forest_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +135,7 @@ def test_forest_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) 
 
 
 async def test_environment_example_works() -> None:
-    (body,) = blocks_of(text_of(ROOT / "docs" / "environments.md"), "python")
+    *_, body = blocks_of(text_of(ROOT / "docs" / "environments.md"), "python")
     names: dict[str, Any] = {}
     exec(compile(body, "environments.md", "exec"), names)
     environment = names["Capitals"]()

@@ -154,6 +154,9 @@ def _refuse(options: Mapping[str, Any], where: str) -> None:
 def print_evaluation(evaluation: Evaluation, output: Path | None, console: Console) -> None:
     """The table, each paired difference in a sentence, the warnings, and where the files are."""
     console.print(terminal_table(evaluation.models))
+    for name, models in evaluation.environments.items():
+        console.print(f"in the environment {escape(name)}:", highlight=False)
+        console.print(terminal_table(models))
     for comparison in [model.comparison for model in evaluation.models if model.comparison]:
         sentence = f"{comparison.label} against {comparison.against}: {comparison_text(comparison)}"
         console.print(escape(f"{sentence}: {comparison.verdict}"), highlight=False, soft_wrap=True)

@@ -38,14 +38,14 @@ def load_train_config(source: Source, overrides: Sequence[str] = ()) -> TrainCon
 
 def load_collect_config(source: Source, overrides: Sequence[str] = ()) -> CollectConfig:
     """The configuration of `regimen collect`."""
-    config = _load_plain(CollectConfig, _read(source, overrides))
+    config = _load_plain(CollectConfig, normalize.mix(_read(source, overrides)))
     rules.check_collect(config)
     return config
 
 
 def load_evaluate_config(source: Source, overrides: Sequence[str] = ()) -> EvaluateConfig:
     """The configuration of `regimen evaluate`; `model: x` stands for `models: [x]`."""
-    layers = _read(source, overrides)
+    layers = normalize.mix(_read(source, overrides))
     if "model" in layers.tree and "models" not in layers.tree:
         layers.tree["models"] = [layers.tree.pop("model")]
     config = _load_plain(EvaluateConfig, layers)
@@ -55,7 +55,7 @@ def load_evaluate_config(source: Source, overrides: Sequence[str] = ()) -> Evalu
 
 def load_iterate_config(source: Source, overrides: Sequence[str] = ()) -> IterateConfig:
     """The configuration of `regimen iterate`; its training configuration is loaded too, to fail early."""
-    config = _load_plain(IterateConfig, _read(source, overrides))
+    config = _load_plain(IterateConfig, normalize.mix(_read(source, overrides), ("collect", "evaluate")))
     rules.check_iterate(config)
     _check_round(config)
     return config

@@ -1,7 +1,7 @@
 """The last steps from what people write to what the schema holds, for training configurations.
 
 `data.default` is merged into `data.train` and `data.validation`; an entry without values is none; a list of one data
-set is that data set; GRPO's gaps are filled from their neighbours.
+set is that data set, one of several a mixture of them (for GRPO); GRPO's gaps are filled from their neighbours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ALGORITHMS = ("sft", "dpo", "grpo")
 
 
 def unwrap_lists(tree: Tree, layers: Layers) -> Tree:
-    """`data.train: [{...}]` becomes `{...}`; several data sets are refused."""
+    """`data.train: [{...}]` becomes `{...}`; several data sets become a mixture in GRPO and are refused elsewhere."""
     data = tree.get("data")
     if not isinstance(data, dict):
         return tree
@@ -26,6 +26,9 @@ def unwrap_lists(tree: Tree, layers: Layers) -> Tree:
         entry: Any = cast("Tree", data).get(name)
         if isinstance(entry, list):
             items = cast("list[Any]", entry)
+            if len(items) > 1 and "grpo" in tree:
+                changed[name] = {"dataset_name": "Mixture", "parts": items}
+                continue
             if len(items) > 1:
                 raise ConfigError(
                     f"{len(items)} data sets; mixing several is not implemented in this build",
@@ -34,6 +37,26 @@ def unwrap_lists(tree: Tree, layers: Layers) -> Tree:
                 )
             changed[name] = items[0] if items else None
     return merge(tree, {"data": changed}) if changed else tree
+
+
+def mix(layers: Layers, sections: tuple[str, ...] = ()) -> Layers:
+    """`env: {math: {...}, calculator: {...}}` of a configuration that plays stands for the environment that mixes them.
+
+    `sections` are those that have it, instead of the whole.
+    """
+    places = [(f"{name}.", layers.tree.get(name)) for name in sections] or [("", layers.tree)]
+    for prefix, place in places:
+        if not isinstance(place, dict) or "env" not in place:
+            continue
+        tree = cast("Tree", place)
+        if tree.get("environment") is not None:
+            raise ConfigError(
+                f"is given, and {prefix}environment too",
+                where=layers.where(f"{prefix}env"),
+                fix=f"name the environments under {prefix}env, or one in {prefix}environment",
+            )
+        tree["environment"] = {"name": "mixture", "options": {"environments": tree.pop("env")}}
+    return layers
 
 
 def fill(tree: Tree, layers: Layers) -> Tree:
@@ -69,8 +92,22 @@ def _data(data: Tree, layers: Layers) -> Tree:
             data[name] = None
             continue
         given = {key: value for key, value in entry.items() if value is not None}
+        if given.get("dataset_name") == "Mixture":
+            data[name] = {**given, "parts": _parts(default, given.get("parts"), name, layers)}
+            continue
         data[name] = merge(_inherited(default, given, name, layers), given)
     return data
+
+
+def _parts(default: Tree, parts: Any, name: str, layers: Layers) -> Any:
+    """The data sets of a mixture, each with what it takes from `data.default`."""
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in cast("list[Any]", parts)):
+        return parts  # the schema says what is wrong
+    found: list[Tree] = []
+    for part in cast("list[Tree]", parts):
+        given = {key: value for key, value in part.items() if value is not None}
+        found.append(merge(_inherited(default, given, name, layers), given))
+    return found
 
 
 def _inherited(default: Tree, given: Tree, name: str, layers: Layers) -> Tree:
@@ -99,9 +136,13 @@ def _fill_grpo(tree: Tree) -> None:
             estimator[key] = grpo.get(key, True)
     for name in ("train", "validation"):
         found, entry = lookup(tree, f"data.{name}")
+        if not found or not isinstance(entry, dict):
+            continue
         # NeMo RL's GRPO data is mathematics unless something else is said.
-        if found and isinstance(entry, dict) and cast("Tree", entry).get("dataset_name") == "ResponseDataset":
-            cast("Tree", entry).setdefault("env_name", "math")
+        parts = cast("Tree", entry).get("parts")
+        for part in cast("list[Any]", parts if isinstance(parts, list) else [entry]):
+            if isinstance(part, dict) and cast("Tree", part).get("dataset_name") == "ResponseDataset":
+                cast("Tree", part).setdefault("env_name", "math")
 
 
 # Weights above 2 are rare where sampler and policy are one model in two precisions; one of them must not rule a step.

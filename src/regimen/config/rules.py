@@ -24,7 +24,7 @@ from regimen.registry import PARTS, nearest
 DATASETS_OF: dict[str, tuple[str, ...]] = {
     "sft": ("openai_format", "ResponseDataset"),
     "dpo": ("BinaryPreferenceDataset", "PreferenceDataset"),
-    "grpo": ("Environment", "NemoGymDataset", "ResponseDataset"),
+    "grpo": ("Environment", "NemoGymDataset", "ResponseDataset", "Mixture"),
 }
 # Generators of NeMo RL that this build does not have; `transformers` gives the same samples, slower.
 OTHER_GENERATORS = ("vllm", "megatron", "sglang", "dynamo")
@@ -171,7 +171,10 @@ def _check_data(config: TrainConfig, layers: Layers) -> None:
         entry: DatasetConfig | None = getattr(config.data, name)
         if entry is not None:
             _check_dataset(config, entry, f"data.{name}", layers)
-            _check_split(entry, name, layers)
+            for number, part in enumerate(entry.parts or []):
+                _check_part(config, part, f"data.{name}.{number}", layers)
+            for part in entry.sources:
+                _check_split(part, name, layers)
     _check_input_length(config, layers)
 
 
@@ -205,7 +208,7 @@ def _check_dataset(config: TrainConfig, entry: DatasetConfig, path: str, layers:
             f"{entry.dataset_name!r} is no data for {config.algorithm}",
             f"one of {', '.join(accepted)}",
         )
-    needed = "env_name" if entry.dataset_name == "Environment" else "data_path"
+    needed = {"Environment": "env_name", "Mixture": "parts"}.get(entry.dataset_name, "data_path")
     if not getattr(entry, needed):
         raise layers.refusal(f"{path}.{needed}", f"is missing for {entry.dataset_name}", None, f"set {path}.{needed}")
     for name, info in DatasetConfig.model_fields.items():
@@ -219,9 +222,17 @@ def _check_dataset(config: TrainConfig, entry: DatasetConfig, path: str, layers:
             raise layers.refusal(f"{path}.{name}", "is not implemented in this build", "null", f"remove {path}.{name}")
 
 
+def _check_part(config: TrainConfig, part: DatasetConfig, path: str, layers: Layers) -> None:
+    """A data set of a mixture has a weight, and mixes none itself."""
+    if part.dataset_name == "Mixture":
+        raise layers.refusal(f"{path}.dataset_name", "is a mixture in a mixture", "one data set", "name its parts here")
+    _check_dataset(config, part.model_copy(update={"weight": 1.0}), path, layers)
+
+
 def _check_environments(config: TrainConfig, layers: Layers) -> None:
     """Options are for environments that the data names; those of `math` come with a shipped base."""
-    entries = [entry for entry in (config.data.train, config.data.validation) if entry is not None]
+    data = (config.data.train, config.data.validation)
+    entries = [part for entry in data if entry is not None for part in entry.sources]
     names = sorted({entry.env_name for entry in entries if entry.env_name is not None})
     if nemo_gym.NAME in config.env:
         check_nemo_gym(config, layers)

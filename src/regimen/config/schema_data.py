@@ -9,7 +9,13 @@ from pydantic import Field, field_validator
 from regimen.config.section import Section
 
 DatasetName = Literal[
-    "ResponseDataset", "openai_format", "BinaryPreferenceDataset", "PreferenceDataset", "NemoGymDataset", "Environment"
+    "ResponseDataset",
+    "openai_format",
+    "BinaryPreferenceDataset",
+    "PreferenceDataset",
+    "NemoGymDataset",
+    "Environment",
+    "Mixture",
 ]
 # Which keys each data set reads, besides `dataset_name`.
 FILE_KEYS = ("data_path", "split")
@@ -20,11 +26,14 @@ KEYS_OF: dict[str, tuple[str, ...]] = {
     "PreferenceDataset": FILE_KEYS,
     "NemoGymDataset": (*FILE_KEYS, "env_name", "num_tasks"),
     "Environment": ("env_name", "split", "num_tasks"),
+    "Mixture": ("parts",),
 }
 
 
 class DatasetConfig(Section):
     """One data set. A file is read whole; `Environment` (ours) makes the tasks of `split` of the environment.
+
+    `Mixture` (ours) is what a list of several becomes, for GRPO: `parts`, whose tasks are drawn by their `weight`.
 
     `env_name` names the environment that plays and judges: a section `env.<env_name>` gives its options. For
     NemoGymDataset, None means: the one that each row's `agent_ref` names.
@@ -42,8 +51,15 @@ class DatasetConfig(Section):
     env_name: str | None = None
     split: str | None = None
     num_tasks: int | None = Field(default=None, ge=1)  # ours
+    weight: float = Field(default=1.0, gt=0)  # ours
+    parts: list[DatasetConfig] | None = Field(default=None, min_length=1)  # ours
     prompt_file: str | None = None
     system_prompt_file: str | None = None
+
+    @property
+    def sources(self) -> list[DatasetConfig]:
+        """The data sets that it mixes: itself alone, mostly."""
+        return self.parts or [self]
 
     @field_validator("dataset_name", mode="before")
     @classmethod

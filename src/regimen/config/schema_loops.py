@@ -24,10 +24,21 @@ class Noted(Section):
 
 
 class EnvironmentConfig(Section):
-    """An environment by name (shipped, installed or `file.py:Class`), and its options."""
+    """An environment by name (shipped, installed or `file.py:Class`), and its options.
+
+    `reward_function`: `path/to/file.py:function`, which judges instead; `mcp_servers`: servers whose tools it has too.
+    """
 
     name: str
     options: dict[str, Any] = Field(default_factory=lambda: dict[str, Any]())
+    reward_function: str | None = None
+    mcp_servers: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that `load_environment` takes besides the name, as a section `env.<name>` has it too."""
+        own = {"reward_function": self.reward_function, "mcp_servers": self.mcp_servers}
+        return {**self.options, **{key: value for key, value in own.items() if value is not None}}
 
 
 class PlayConfig(Noted):

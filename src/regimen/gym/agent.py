@@ -155,7 +155,7 @@ class _Episode:
     ) -> None:
         self.task = task
         self.rollout_index = rollout_index
-        self.environment = environment
+        self.environment = environment.playing(task)
         self.conversation = conversation
         self.sampling = sampling
         self.limits = limits

@@ -39,6 +39,23 @@ def aggregate_metrics(rows: Sequence[dict[str, Any]], environment: str, num_fail
     ]
 
 
+def aggregate_by_environment(
+    rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]], environment: str
+) -> list[dict[str, Any]]:
+    """`aggregate_metrics` of each environment that the rows name, by name; of `environment` where there is no row."""
+    names = sorted({_environment_of(row, environment) for row in (*rows, *failures)}) or [environment]
+    entries: list[dict[str, Any]] = []
+    for name in names:
+        own = [row for row in rows if _environment_of(row, environment) == name]
+        num_failures = sum(_environment_of(row, environment) == name for row in failures)
+        entries += aggregate_metrics(own, name, num_failures)
+    return entries
+
+
+def _environment_of(row: Mapping[str, Any], otherwise: str) -> str:
+    return str(row.get("_ng_environment_server") or otherwise)
+
+
 def row_numbers(row: dict[str, Any]) -> dict[str, float]:
     """Everything numeric that a row says of its episode: the reward, the verifier's metrics, the tokens used."""
     rollout = rollout_from_row(row, Source("", 0))

@@ -156,7 +156,7 @@ async def collect_episodes(
     collection.failures.sort(key=pair_of)
     collection.seconds = time.monotonic() - started
     if store:
-        store.finish(collection.rows, len(collection.failures))
+        store.finish(collection.rows, collection.failures)
     return collection
 
 
@@ -249,4 +249,5 @@ def identity_of(
 
 def settings_of(sampling: Sampling, limits: Limits, environment: Environment) -> Row:
     """What changes episodes and stands in no row."""
-    return {"top_k": sampling.top_k, "max_turns": limits.max_turns or environment.max_turns}
+    turns = limits.max_turns or environment.max_turns
+    return {"top_k": sampling.top_k, "max_turns": turns, "judged_by": dict(environment.judged_by)}

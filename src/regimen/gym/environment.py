@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +58,8 @@ class Environment(ABC):
 
     name: str = "environment"
     max_turns: int = 8
+    # What changes verdicts and stands in no task row: a resumed collection must have the same.
+    judged_by: Mapping[str, Any] = {}
 
     def __init__(self, **options: Any) -> None:
         if options:
@@ -66,6 +68,10 @@ class Environment(ABC):
     @abstractmethod
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
         """The first `num_tasks` tasks of `split` (None: all), the same at every call; splits share no task."""
+
+    def playing(self, task: Task) -> Environment:  # noqa: ARG002
+        """The environment whose tools and verifier the task's episode has: this one, unless it mixes others."""
+        return self
 
     async def seed(self, task: Task) -> Any:  # noqa: ARG002
         """Begin an episode and return its session, which is handed to `call`, `observe`, `verify` and `close`."""
@@ -112,11 +118,17 @@ class Environment(ABC):
 def load_environment(name: str, options: dict[str, Any] | None = None) -> Environment:
     """The environment `name`: a shipped one, an installed package's, a folder, or `path/to/file.py:ClassName`.
 
-    A folder has the class in `environment.py`, alone.
+    A folder has the class in `environment.py`, alone. `mixture` mixes several. Every environment also takes the options
+    `reward_function` (see `rewards.py`) and `mcp_servers` (see `mcp.py`).
     """
-    given = options or {}
+    given = dict(options or {})
+    reward_function, servers = given.pop("reward_function", None), given.pop("mcp_servers", None)
     kind = _environment_class(name)
     _check_options(name, kind, given)
+    if servers is not None:
+        kind = importlib.import_module("regimen.gym.mcp").with_mcp_servers(kind, servers)
+    if reward_function is not None:
+        kind = importlib.import_module("regimen.gym.rewards").with_reward_function(kind, str(reward_function))
     try:
         return kind(**given)
     except RegimenError:
@@ -133,6 +145,8 @@ def shipped_environments() -> list[str]:
 def _environment_class(name: str) -> type[Environment]:
     if ".py" in name:
         return _class_in_file(name)
+    if name == "mixture":
+        return importlib.import_module("regimen.gym.mixture").Mixture
     if name in shipped_environments():
         module = importlib.import_module(f"{environments.__name__}.{name}")
         return _checked(module.ENVIRONMENT, name)
@@ -145,7 +159,7 @@ def _environment_class(name: str) -> type[Environment]:
     raise ConfigError(
         f"unknown environment {name!r}",
         expected=f"one of {', '.join(known)}, a folder with {ENVIRONMENT_FILE}, or path/to/file.py:ClassName",
-        fix=_did_you_mean(name, known),
+        fix=did_you_mean(name, known),
     )
 
 
@@ -156,16 +170,16 @@ def _class_in_file(name: str) -> type[Environment]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"there is no file {path}", where=f"environment {name!r}")
-    module = _module_of(file)
+    module = module_of(file)
     if not hasattr(module, attribute):
         classes = [key for key, value in vars(module).items() if _is_environment(value)]
-        raise ConfigError(f"{path} has no class {attribute!r}", fix=_did_you_mean(attribute, classes))
+        raise ConfigError(f"{path} has no class {attribute!r}", fix=did_you_mean(attribute, classes))
     return _checked(getattr(module, attribute), name)
 
 
 def _class_in_folder(folder: Path) -> type[Environment]:
     file = folder / ENVIRONMENT_FILE
-    module = _module_of(file)
+    module = module_of(file)
     found = [value for value in vars(module).values() if _is_environment(value) and value.__module__ == module.__name__]
     if len(found) != 1:
         classes = ", ".join(kind.__name__ for kind in found) or "none"
@@ -178,7 +192,7 @@ def _class_in_folder(folder: Path) -> type[Environment]:
     return found[0]
 
 
-def _module_of(file: Path) -> ModuleType:
+def module_of(file: Path) -> ModuleType:
     """The module in `file`, executed."""
     spec = importlib.util.spec_from_file_location(f"regimen_environment_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -210,10 +224,11 @@ def _check_options(name: str, kind: type[Environment], options: dict[str, Any]) 
             raise ConfigError(
                 f"environment {name!r} has no option {option!r}",
                 expected=f"one of {', '.join(parameters)}" if parameters else "no options",
-                fix=_did_you_mean(option, parameters),
+                fix=did_you_mean(option, parameters),
             )
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint for an error: the nearest known name."""
     close = nearest(name, list(known))
     return f"did you mean {close!r}?" if close else None

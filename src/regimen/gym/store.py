@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from regimen.errors import RolloutError, RunError, UsageError
-from regimen.gym.aggregate import aggregate_metrics
+from regimen.gym.aggregate import aggregate_by_environment
 from regimen.gym.environment import Task
 from regimen.gym.protocol import Files, files_of, is_failure, materialized_row
 from regimen.rollouts.writer import JsonLinesWriter, write_rows_atomically
@@ -102,9 +102,9 @@ class Store:
             if writer:
                 writer.close()
 
-    def finish(self, rows: Sequence[Row], num_failures: int) -> None:
+    def finish(self, rows: Sequence[Row], failures: Sequence[Row]) -> None:
         """Write the aggregate metrics."""
-        entries = aggregate_metrics(rows, self.environment, num_failures)
+        entries = aggregate_by_environment(rows, failures, self.environment)
         _write_json(self.files.metrics, entries)
 
 
@@ -123,7 +123,7 @@ def write_whole(
     write_rows_atomically(files.tasks, materialized, overwrite=True)
     write_rows_atomically(files.failures, failures, overwrite=True)
     write_rows_atomically(files.rollouts, rows, overwrite=True)
-    _write_json(files.metrics, aggregate_metrics(rows, environment, len(failures)))
+    _write_json(files.metrics, aggregate_by_environment(rows, failures, environment))
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -59,7 +59,7 @@ def collect(
     check_output(Path(config.output), resume=config.resume, overwrite=config.overwrite)
     if config.gym is not None:
         return _collect_from_gym(config, on_start, on_row)
-    environment = load_environment(config.environment.name, config.environment.options)
+    environment = load_environment(config.environment.name, config.environment.settings)
     tasks = tasks_of(environment, config.split, config.num_tasks)
     if config.model_url is not None:
         return _collect_from_endpoint(config, environment, tasks, on_start, on_row)

@@ -237,7 +237,7 @@ def _task_row(task: Task, source: Source, entry: DatasetConfig) -> TrainingRow:
     prompt, tools = input_messages(params), chat_tools(params)
     conversation = TokenRow(source=source, messages=prompt, tools=tools, first_trained=len(prompt), is_prompt=True)
     answers: list[object] | None = answers_of(task.row, {}, params)
-    if not answers and (entry.dataset_name == "Environment" or holds_truth(task.row)):
+    if not answers and (entry.dataset_name in ("Environment", "Mixture") or holds_truth(task.row)):
         answers = None  # judged by something else than a named answer
     return TrainingRow(source=source, conversations=[conversation], prompt=prompt, answers=answers)
 

@@ -47,7 +47,10 @@ OpenModel = Callable[[str, EvaluateConfig], "tuple[Generation, Renderer]"]
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The result: the base first where there is one, then the models, each compared with the base."""
+    """The result: the base first where there is one, then the models, each compared with the base.
+
+    `environments`: the same for the tasks of each environment, where there are several.
+    """
 
     version: int = 1
     models: list[ModelResult]
@@ -55,6 +58,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     rollouts: dict[str, str] = {}
+    environments: dict[str, list[ModelResult]] = {}
 
     @property
     def score(self) -> Score:
@@ -92,6 +96,7 @@ def evaluate_rollouts(
         models=results_of(sides, against is not None, ks, pass_threshold),
         sources={label: [str(path) for path in listed] for label, listed in zip(labels, paths, strict=True)},
         settings={"ks": list(ks), "pass_threshold": pass_threshold},
+        environments=results_by_environment(sides, against is not None, ks, pass_threshold),
     )
     if output is not None:
         write_evaluation(evaluation, sides, output)
@@ -119,7 +124,7 @@ def evaluate(
         for name in names:
             check_length(name, config.max_sequence_length, "max_sequence_length", trust=config.trust_remote_code)
     _check_repeats(config)
-    environment = load_environment(config.environment.name, config.environment.options)
+    environment = load_environment(config.environment.name, config.environment.settings)
     tasks = tasks_of(environment, config.split, config.num_tasks)
     output = Path(config.output)
     _prepare(output, config, sources, resume=resume)
@@ -142,6 +147,7 @@ def evaluate(
         settings=_settings(config),
         seconds=seconds,
         rollouts={label: str(path.relative_to(output)) for label, path in files.items()},
+        environments=results_by_environment(sides, config.against is not None, config.pass_at, PASS_THRESHOLD),
     )
     write_evaluation(evaluation, sides, output)
     return evaluation
@@ -238,6 +244,23 @@ def results_of(
         found = score(rows, label=label, ks=ks, pass_threshold=threshold)
         results.append(ModelResult(score=found, comparison=comparison))
     return results
+
+
+def results_by_environment(
+    sides: Mapping[str, Sequence[Rollout]], has_base: bool, ks: Sequence[int], threshold: float
+) -> dict[str, list[ModelResult]]:
+    """`results_of` for each environment, where all sides have the same ones and there are several."""
+    names = [sorted({rollout.environment or "" for rollout in rollouts}) for rollouts in sides.values()]
+    if len(names[0]) < 2 or any(other != names[0] for other in names):
+        return {}
+    found: dict[str, list[ModelResult]] = {}
+    for name in names[0]:
+        own = {
+            label: [rollout for rollout in rollouts if (rollout.environment or "") == name]
+            for label, rollouts in sides.items()
+        }
+        found[name] = results_of(own, has_base, ks, threshold)
+    return found
 
 
 def write_evaluation(evaluation: Evaluation, sides: Mapping[str, Sequence[Rollout]], output: Path) -> None:

@@ -65,13 +65,14 @@ def inputs_of(config_text: str) -> Inputs:
     tree = cast("dict[str, Any]", yaml.safe_load(config_text) or {})
     name = _unescaped((tree.get("policy") or {}).get("model_name"))
     return Inputs(
-        data={str(path): digest(path) for path in _data_files(tree.get("data") or {})},
+        data={str(path): digest(path) for path in (*_data_files(tree.get("data") or {}), *_reward_files(tree))},
         model={} if name is None else {name: model_fingerprint(name)},
     )
 
 
 def _data_files(data: dict[str, Any]) -> Iterator[Path]:
-    for entry in (data.get("train") or {}, data.get("validation") or {}):
+    entries = [data.get("train") or {}, data.get("validation") or {}]
+    for entry in [part for whole in entries for part in whole.get("parts") or [whole]]:
         for key in ("data_path", "prompt_file", "system_prompt_file"):
             if entry.get(key) is not None:
                 yield Path(_unescaped(entry[key]))
@@ -83,6 +84,14 @@ def _data_files(data: dict[str, Any]) -> Iterator[Path]:
         source = Path(_unescaped(entry.get("env_name") or "").rpartition(":")[0])
         if source.suffix == ".py":  # an environment of the user's own, `file.py:Class`
             yield source
+
+
+def _reward_files(tree: dict[str, Any]) -> Iterator[Path]:
+    """The files of reward functions, `file.py:function`."""
+    for options in (tree.get("env") or {}).values():
+        name = _unescaped((options or {}).get("reward_function"))
+        if isinstance(name, str):
+            yield Path(name.rpartition(":")[0])
 
 
 def _unescaped(text: Any) -> Any:

@@ -306,7 +306,7 @@ class _Loop:
         if self.to == "grpo":
             environment = self.config.collect.environment
             given["data.train.env_name"] = environment.name
-            given |= {"env": {environment.name: environment.options}} if environment.options else {}
+            given |= {"env": {environment.name: environment.settings}} if environment.settings else {}
         else:
             given["data.validation.dataset_name"] = DATASETS[current.format]
             given["data.validation.data_path"] = str(folder / self.to / "val.jsonl")

@@ -85,9 +85,9 @@ def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepare
 
 def _check_files(config: TrainConfig) -> None:
     """A missing data file is said at once, before a model is loaded."""
-    data = config.data.train
-    if data is not None and data.data_path is not None and not Path(data.data_path).is_file():
-        raise UsageError("there is no such file", where=data.data_path, fix="check data.train.data_path")
+    for data in config.data.train.sources if config.data.train is not None else ():
+        if data.data_path is not None and not Path(data.data_path).is_file():
+            raise UsageError("there is no such file", where=data.data_path, fix="check data.train.data_path")
 
 
 def _check_lengths(config: TrainConfig) -> None:

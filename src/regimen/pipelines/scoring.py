@@ -29,11 +29,13 @@ def score_episodes(algorithm: GRPO, rows: list[Row], failures: list[Row], update
     Failures, and episodes in which nothing was sampled, are counted and stay out of every baseline.
     """
     ledger: Counter[str] = Counter(f"failed:{row['_ng_failure_class']}" for row in failures)
+    played = [*rows, *failures]
     number_of = dict(zip(map(id, rows), update_of or [0] * len(rows), strict=True))
     num_episodes = len(rows) + len(failures)
     rows, episodes = with_tokens(rows, ledger)
     scores = scores_of(algorithm, rows, episodes)
     result = algorithm.advantages(scores)
+    buckets = [(_environment(row), f"failed:{row['_ng_failure_class']}") for row in failures]
     everything: dict[int, list[TrainingSequence]] = {}
     computed: dict[int, list[TrainingSequence]] = {}
     for index, episode in enumerate(episodes):
@@ -42,12 +44,16 @@ def score_episodes(algorithm: GRPO, rows: list[Row], failures: list[Row], update
         number = number_of[id(rows[index])]
         everything.setdefault(number, []).extend(made)
         inert = algorithm.is_inert(advantage)
-        ledger[_bucket(used, bool(result.has_variance[index]), inert)] += 1
+        bucket = _bucket(used, bool(result.has_variance[index]), inert)
+        ledger[bucket] += 1
+        buckets.append((_environment(rows[index]), bucket))
         if used and not inert:
             computed.setdefault(number, []).extend(made)
     if sum(ledger.values()) != num_episodes:
         raise RunError(f"{dict(ledger)} does not add up to {num_episodes} episodes")
-    metrics = _figures(scores, result, rows, len(failures))
+    kept = set(map(id, [*rows, *failures]))
+    buckets += [(_environment(row), "no_tokens") for row in played if id(row) not in kept]
+    metrics = {**_figures(scores, result, rows, len(failures)), **_by_environment(rows, buckets)}
     tokens, count = normalisers([sequence for part in everything.values() for sequence in part])
     updates, sequences = _divided(everything, computed)
     version = min((row["regimen"].get("weight_version", 0) for row in rows), default=None)
@@ -187,6 +193,24 @@ def _figures(scores: EpisodeScores, result: EpisodeAdvantages, rows: list[Row], 
         "num_failed": float(num_failures),
         **_component_figures(rows),
     }
+
+
+def _environment(row: Row) -> str:
+    return str(row.get("_ng_environment_server"))
+
+
+def _by_environment(rows: list[Row], buckets: list[tuple[str, str]]) -> dict[str, float]:
+    """Mean reward and ledger of each environment, where the episodes are of several; their sums are the batch's."""
+    names = sorted({name for name, _ in buckets})
+    if len(names) < 2:
+        return {}
+    figures: dict[str, float] = {}
+    for name in names:
+        rewards = [row["reward"] for row in rows if _environment(row) == name]
+        figures[f"environment/{name}/reward"] = float(np.mean(rewards)) if rewards else math.nan
+        counts = Counter(bucket for owner, bucket in buckets if owner == name)
+        figures |= {f"environment/{name}/episodes/{bucket}": float(count) for bucket, count in sorted(counts.items())}
+    return figures
 
 
 def _component_figures(rows: list[Row]) -> dict[str, float]:

@@ -14,22 +14,22 @@ from typing import Any
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.errors import ConfigError, ConvertError, UsageError
-from regimen.gym.environment import SPLITS, Environment, Split, Task, load_environment
+from regimen.gym.environment import SPLITS, Environment, Split, Task
+from regimen.gym.mixture import Drawn, Mixture, load_entry, mixed
 from regimen.pipelines.questions import question_tasks
 
 
 def environment_of(config: TrainConfig, dataset: DatasetConfig) -> Environment:
-    """The environment that plays and judges the data set's tasks."""
-    name = dataset.env_name
-    if name is None:
-        if dataset.data_path is None:
-            raise ConfigError("no environment is named", where="data.train.env_name")
-        name = _environment_of_rows(Path(dataset.data_path))
-    return load_environment(name, config.env.get(name, {}))
+    """The environment that plays and judges the data set's tasks; a mixture where there are several."""
+    names = list(dict.fromkeys(name for part in dataset.sources for name in _environments_of(part)))
+    members = {name: load_entry(name, config.env.get(name, {})) for name in names}
+    return Mixture(members=members) if len(members) > 1 else members[names[0]]
 
 
 def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Split) -> list[Task]:
-    """The tasks, in the environment's or the file's order."""
+    """The tasks, in the environment's or the file's order; of a mixture, by weight."""
+    if dataset.parts is not None:
+        return _mixed_tasks(dataset.parts, environment, split)
     if dataset.dataset_name == "Environment":
         wanted = dataset.split or split
         if wanted not in SPLITS:
@@ -44,6 +44,17 @@ def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Sp
 def tasks_of_gym(dataset: DatasetConfig) -> list[Task]:
     """The rows that agents of a running gym play, in the file's order."""
     return read_tasks(Path(dataset.data_path or ""), dataset.num_tasks)
+
+
+def _mixed_tasks(parts: list[DatasetConfig], environment: Environment, split: Split) -> list[Task]:
+    """The tasks of several data sets by weight, until one whose turn it is has no more."""
+    members = environment.members if isinstance(environment, Mixture) else {}
+    sources: list[Drawn] = []
+    for part in parts:
+        name = part.env_name if part.env_name in members else None  # None: the rows name theirs, or all have one
+        tasks = tasks_of_dataset(part, environment if name is None else members[name], split)
+        sources.append(Drawn(tasks, part.weight, name))
+    return mixed(sources)
 
 
 def read_tasks(path: Path, num_tasks: int | None = None) -> list[Task]:
@@ -101,13 +112,19 @@ def _task_rows(path: Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def _environment_of_rows(path: Path) -> str:
-    names = {str((row.get("agent_ref") or {}).get("name")) for row in _task_rows(path).values()}
-    if len(names) != 1 or "None" in names:
+def _environments_of(dataset: DatasetConfig) -> list[str]:
+    """The environments of a data set: the one it names, or those that its rows name."""
+    if dataset.env_name is not None:
+        return [dataset.env_name]
+    if dataset.data_path is None:
+        raise ConfigError("no environment is named", where="data.train.env_name")
+    path = Path(dataset.data_path)
+    names = sorted({str((row.get("agent_ref") or {}).get("name")) for row in _task_rows(path).values()})
+    if "None" in names:
         raise ConfigError(
-            f"the rows name {', '.join(sorted(names))}",
+            "some rows name no environment",
             where=str(path),
-            expected="one environment in agent_ref.name",
+            expected="the environment in agent_ref.name",
             fix="set data.train.env_name",
         )
-    return names.pop()
+    return names

@@ -245,3 +245,11 @@ def test_iterate_checks_its_training_configuration_early():
 def test_assignment_survives_any_text():
     value = 'C: "x" #1, {y}'
     assert load_train_config(SFT, [assignment("policy.model_name", value)]).policy.model_name == value
+
+
+def test_env_of_a_configuration_that_plays_is_a_mixture() -> None:
+    entries = {"math": {"weight": 2}, "calculator": {}}
+    config = load_collect_config({"model": "m", "output": "o.jsonl", "env": entries})
+    assert (config.environment.name, config.environment.options) == ("mixture", {"environments": entries})
+    with pytest.raises(ConfigError, match="name the environments under env"):
+        load_collect_config({"model": "m", "output": "o", "env": entries, "environment": {"name": "math"}})

@@ -1,27 +1,19 @@
-"""A process that tells whether two answers are the same mathematics, by the library math-verify. Runs by itself.
+"""Tells whether two answers are the same mathematics, by the library math-verify. A script of `gym/worker.py`.
 
-In: lines of JSON on standard input, `{"gold": ..., "answer": ...}`. Out: a line of JSON for each: `{"equal", "read"}`,
-or `{"failure"}` where the gold answer cannot be read. Judging takes place under limits of processor time and memory:
-past the first the system ends the process, which is how its owner learns of it.
-Nothing of Regimen is imported, so that the process starts fast.
+In: requests `{"gold": ..., "answer": ...}`. Out: `{"equal", "read"}`, or `{"failure"}` where the gold answer cannot be
+read.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
-import logging
 import math
-import os
-import signal
-import sys
 from typing import Any
 
 MAX_DIGITS = 5000.0
 PLACES = 6
 SMALL = 1e-3
-MEMORY = 2 << 30
 
 
 def judge(gold: str, answer: str) -> dict[str, Any]:
@@ -99,34 +91,11 @@ def _library(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # not on every system
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def prepare() -> None:
+    """Load the libraries, off the clock."""
+    judge("1", "1")
 
 
-def _set_clock(seconds: float) -> None:
-    """End this process after so much processor time; 0 stops the clock. Load of the machine does not count."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def main(seconds: float) -> None:
-    """Answer every line of standard input. Whatever a library prints cannot reach the answers."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    _limit_memory()
-    logging.disable(logging.CRITICAL)
-    judge("1", "1")  # loads the libraries, off the clock
-    for line in sys.stdin:
-        request = json.loads(line)
-        _set_clock(seconds)
-        result = judge(request["gold"], request["answer"])
-        _set_clock(0)
-        print(json.dumps(result), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]))
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The judgement of one request."""
+    return judge(request["gold"], request["answer"])
