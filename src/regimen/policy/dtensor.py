@@ -10,7 +10,7 @@ divide.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from regimen.policy.decoder import ForestDecoder, compute_dtype, supervision
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.policy.ranks import current_ranks
 from regimen.policy.sharding import Sharding, shard_decoder
-from regimen.policy.shards import load_shards, save_shards
+from regimen.policy.shards import load_shards, save_shards, shards_writer
 from regimen.tokens.forest import Forest, TrainingSequence, build_forest
 
 # It warns of each weight that is gathered over both dimensions of the mesh; exports are rare.
@@ -87,14 +87,24 @@ class DTensorPolicy(LocalPolicy):
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face model folder; the first process writes what all gather, one tensor at a time."""
+        self.saver()(folder)
+        self.ranks.wait()
+
+    def saver(self) -> Callable[[Path], None]:
+        """A function that writes what `save` would write now, on the first process; all must ask for it."""
         dtype = compute_dtype(self.options.precision)
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.named_tensors():
             if self.ranks.is_first:
-                tensors[name] = tensor.to("cpu", dtype)
-        if self.ranks.is_first:
-            save_model(self.model, folder, dtype, model_tensors(self.model, dtype, tensors))
-        self.ranks.wait()
+                tensors[name] = tensor.to("cpu", dtype, copy=True)
+        if self.ranks.is_first:  # not in the writer's thread: listing the state makes FSDP drop what it has gathered
+            tensors = model_tensors(self.model, dtype, tensors)
+
+        def write(folder: Path) -> None:
+            if self.ranks.is_first:
+                save_model(self.model, folder, dtype, tensors)
+
+        return write
 
     def state(self) -> dict[str, Any]:
         """The schedule; weights and optimiser are in the shards."""
@@ -113,6 +123,12 @@ class DTensorPolicy(LocalPolicy):
         if self.optimizer is None:
             raise PolicyError("this policy was loaded for reading and has no training state")
         save_shards(self.model, self.optimizer, folder)
+
+    def shards_saver(self, group: Any) -> Callable[[Path], None]:
+        """A function that writes what `save_shards` would write now, from a copy; every process calls it."""
+        if self.optimizer is None:
+            raise PolicyError("this policy was loaded for reading and has no training state")
+        return shards_writer(self.model, self.optimizer, group)
 
     def load_shards(self, folder: Path) -> None:
         """Restore what any number of processes wrote with `save_shards`."""

@@ -166,6 +166,10 @@ class LocalPolicy:
     def save_shards(self, folder: Path) -> None:
         """Write what no single process holds: nothing here, as `state` has it all."""
 
+    def shards_saver(self, group: Any) -> Callable[[Path], None]:  # noqa: ARG002
+        """A function that writes what `save_shards` would."""
+        return self.save_shards
+
     def load_shards(self, folder: Path) -> None:
         """Restore what `save_shards` wrote."""
 
