@@ -23,6 +23,7 @@ from regimen.tracking.jsonl import read_metrics
 
 TIMEOUT = 600
 ON_RAY = ["policy.dtensor_cfg.enabled=true", "cluster.num_processes=2", "cluster.launcher=ray"]
+QUICKLY = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # a busy machine starves what is nice
 
 
 def test_processes_of_a_machine() -> None:
@@ -85,7 +86,12 @@ def start(config: str, *words: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in mine}
     return subprocess.Popen(
         [sys.executable, "-m", "regimen.cli.main", "train", config, *ON_RAY, *words],
-        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={
+            **environment,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
+        },
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
