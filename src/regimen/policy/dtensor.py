@@ -136,7 +136,7 @@ class DTensorPolicy(LocalPolicy):
             raise PolicyError("this policy was loaded for reading and has no training state")
         load_shards(self.model, self.optimizer, folder)
 
-    def _placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device]:
+    def _placed(self, model: torch.nn.Module) -> tuple[ForestDecoder, torch.device]:
         dtype = compute_dtype(self.options.precision)
         decoder = ForestDecoder(model, dtype, self.options.temperature, casts=False)
         sharding = Sharding(self.mesh, dtype, self.options.sequence_parallel, self.options.cpu_offload)

@@ -173,7 +173,7 @@ class LocalPolicy:
     def load_shards(self, folder: Path) -> None:
         """Restore what `save_shards` wrote."""
 
-    def _placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device]:
+    def _placed(self, model: torch.nn.Module) -> tuple[ForestDecoder, torch.device]:
         """The forward pass, and where it runs."""
         decoder = ForestDecoder(model, compute_dtype(self.options.precision), self.options.temperature)
         return decoder, next(model.parameters()).device
