@@ -55,7 +55,8 @@ def written(algorithm: str, model: Path, folder: Path, **section: object) -> str
 )
 def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: Path) -> None:
     path = written(algorithm, tiny_folder, tmp_path, max_num_steps=2)
-    code, stdout, stderr = finish(start(path, *TWO))
+    asynchronous = "checkpointing.is_async=true"  # two of two checkpoints are under way while training goes on
+    code, stdout, stderr = finish(start(path, *TWO, *([asynchronous] if algorithm != "sft" else [])))
     assert code == 0, stderr
     assert stdout.count("done: 2 steps") == 1  # one process prints
     one = train(load_train_config(path, [f"checkpointing.checkpoint_dir={tmp_path / 'one'}"]))
@@ -80,6 +81,20 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
     assert not (tmp_path / "two" / "model" / STATE_FILE).exists()
     difference = tiny_runs.weights(tmp_path / "two" / "model") - tiny_runs.weights(one.folder / "model")
     assert difference.abs().max() < 1e-3
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_and_the_latest_are_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    """Ranked by a loss that only grows, as the learning rate is far too high: the first is the best."""
+    path = written("sft", tiny_folder, tmp_path, max_num_steps=3, val_period=1)
+    more = ["checkpointing.metric_name=val:loss", "checkpointing.keep_top_k=1", "policy.optimizer.kwargs.lr=1"]
+    code, _, stderr = finish(start(path, *TWO, *more))
+    assert code == 0, stderr
+    losses = tiny_runs.column(tmp_path / "two", "validation/loss")[-3:]
+    assert min(losses) == losses[0]
+    kept = checkpoints(tmp_path / "two")
+    assert [path.name for path in kept] == ["step_1", "step_3"]
+    assert [path.name for path in kept if (path / SHARDS_FOLDER).exists()] == ["step_3"]
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "algorithms": {"tokens", "policy/base"},
     "evaluation": {"rollouts"},
     "tracking": set(),
+    "cluster": set(),
     "pipelines": EVERYTHING,
     "cli": EVERYTHING,
     "viewer": EVERYTHING,

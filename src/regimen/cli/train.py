@@ -1,7 +1,8 @@
 """`regimen train`: SFT, DPO or GRPO from one configuration.
 
 In: a configuration file or the name of a shipped one, and `key=value` overrides. Out: a run folder, and its summary.
-With `policy.dtensor_cfg.enabled` it is many processes: those of torchrun, or those that this command starts.
+With `policy.dtensor_cfg.enabled` it is many processes: those of torchrun, or those that this command
+starts, here or in a Ray cluster.
 Refuses what the configuration's loader and the pipeline refuse.
 """
 
@@ -48,12 +49,14 @@ def train(
 ) -> None:
     """Train a model by SFT, DPO or GRPO."""
     from regimen.config.load import load_train_config
-    from regimen.pipelines.launch import launch, processes_to_start
+    from regimen.pipelines.launch import launch, launch_on_ray, processes_to_start, starts_on_ray
 
     given = [*(overrides or ()), *(["run.deterministic=true"] if deterministic else [])]
     given += [] if stage_timeout is None else [f"run.stage_timeout={stage_timeout}"]
     loaded = load_train_config(config, given)
     is_first = os.environ.get("RANK", "0") == "0"
+    if starts_on_ray(loaded):
+        raise typer.Exit(launch_on_ray(cast("list[str]", context.obj), loaded))
     number = processes_to_start(loaded)
     if number > 1:
         raise typer.Exit(launch(cast("list[str]", context.obj), number))

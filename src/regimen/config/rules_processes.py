@@ -39,17 +39,13 @@ def check_processes(config: TrainConfig, layers: Layers) -> None:
                 str(off[-1] or "null"),
                 f"set {_SECTION}.{name}={off[-1] or 'null'}",
             )
-    for name, is_on in (
-        ("checkpointing.is_async", config.checkpointing.is_async),
-        ("grpo.async_grpo.enabled", config.grpo is not None and config.grpo.async_grpo.enabled),
-    ):
-        if is_on:
-            raise layers.refusal(
-                name,
-                f"is true, but processes that work together ({_SECTION}) do one thing at a time",
-                "false",
-                f"set {name}=false",
-            )
+    if config.grpo is not None and config.grpo.async_grpo.enabled:
+        raise layers.refusal(
+            "grpo.async_grpo.enabled",
+            f"is true, but processes that work together ({_SECTION}) do one thing at a time",
+            "false",
+            "set grpo.async_grpo.enabled=false",
+        )
     if section.sequence_parallel and section.tensor_parallel_size == 1:
         layers.notes.append(f"no effect here, as {_SECTION}.tensor_parallel_size is 1: {_SECTION}.sequence_parallel")
 

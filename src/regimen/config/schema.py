@@ -138,6 +138,7 @@ class ClusterConfig(Section):
     gpus_per_node: int = Field(default=1, ge=0)
     num_nodes: int = Field(default=1, ge=1)
     num_processes: int | None = Field(default=None, ge=1)  # ours; None: one for each GPU, one where there is none
+    launcher: Literal["auto", "local", "ray"] = "auto"  # ours; auto: Ray where RAY_ADDRESS names a cluster
 
 
 class TrainConfig(Noted):

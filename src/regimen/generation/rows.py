@@ -39,7 +39,7 @@ def why_rows(model: Any) -> str | None:
 class RowsGeneration(TransformersGeneration):
     """See `regimen.generation.base.Generation`."""
 
-    def _choose_attention(self, model: torch.nn.Module) -> None:
+    def _choose_attention(self, model: Any) -> None:
         """The model's own; and no words of its folder on how to sample, which would change the distribution."""
         model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)
 
@@ -85,7 +85,7 @@ class _Drawing(LogitsProcessor):
     def __init__(self, engine: RowsGeneration) -> None:
         self.engine = engine
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         """`[n, V]`: 0 at each row's token, minus infinity elsewhere."""
         chosen = self.engine.draw(scores)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
@@ -95,7 +95,7 @@ class _AllEnded(StoppingCriteria):
     def __init__(self, requests: list[Request]) -> None:
         self.requests = requests
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         """`[n]` bool: which rows have ended, or are not waited for any more."""
         ended = [request.stop_reason is not None or request.future.cancelled() for request in self.requests]
         return torch.tensor(ended, device=input_ids.device)

@@ -7,12 +7,12 @@ same files). Refuses: an engine that is not installed; a machine that is lost is
 
 from __future__ import annotations
 
-import importlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from regimen.errors import RunError, UsageError
+from regimen.cluster.ray import import_ray
+from regimen.errors import RunError
 from regimen.rollouts.processes import AHEAD, Processes
 
 Engine = Literal["local", "ray"]
@@ -28,7 +28,7 @@ def map_ordered(
 
 
 def _on_ray(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    ray = _ray()
+    ray = import_ray("--engine ray")
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a cluster that runs already
@@ -45,17 +45,6 @@ def _on_ray(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[
     finally:
         if is_ours:
             ray.shutdown()
-
-
-def _ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ModuleNotFoundError:
-        raise UsageError(
-            "the Python package ray is not installed",
-            where="--engine ray",
-            fix="pip install 'regimen-rl[ray]', or leave --engine out",
-        ) from None
 
 
 def _fetched(ray: Any, reference: Any) -> Any:

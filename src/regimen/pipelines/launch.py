@@ -1,8 +1,8 @@
-"""Starting the processes of a training run on this machine, where nobody else did.
+"""Starting the processes of a training run, where nobody else did: on this machine, or on those of a Ray cluster.
 
 In: a configuration and the words of the command. Out: the exit code of the first process that failed, else 0.
 Every process is the same command with torchrun's environment variables. When one fails the others are ended; signals
-are handed on. Refuses: more processes than GPUs, several machines (torchrun starts those).
+are handed on. Refuses: more processes than GPUs, several machines without a cluster (torchrun starts those).
 """
 
 from __future__ import annotations
@@ -14,11 +14,47 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from regimen.config.schema import TrainConfig
 from regimen.errors import UsageError
 
 GRACE_SECONDS = 30.0  # for the others to end by themselves
+
+
+class Started(Protocol):
+    """A process that was started, here or elsewhere."""
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        ...
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+def starts_on_ray(config: TrainConfig) -> bool:
+    """Whether a Ray cluster gets the processes: by `cluster.launcher`, or RAY_ADDRESS where that is auto."""
+    launcher = config.cluster.launcher
+    wanted = launcher == "ray" or (launcher == "auto" and bool(os.environ.get("RAY_ADDRESS")))
+    return wanted and config.policy.dtensor_cfg.enabled and "WORLD_SIZE" not in os.environ
+
+
+def launch_on_ray(words: Sequence[str], config: TrainConfig) -> int:
+    """Run `regimen WORDS` in the processes of `cluster`, on a Ray cluster, and wait for them all."""
+    from regimen.cluster.ray import Layout, started
+
+    cluster = config.cluster
+    layout = Layout(cluster.num_nodes, cluster.gpus_per_node, cluster.num_processes)
+    where = "cluster.launcher=ray" if cluster.launcher == "ray" else "RAY_ADDRESS"
+    with started([sys.executable, "-m", "regimen.cli.main", *words], layout, where) as processes:
+        # The terminal tells this process alone of an interrupt.
+        return _supervise(processes, (signal.SIGTERM, signal.SIGINT))
 
 
 def processes_to_start(config: TrainConfig) -> int:
@@ -30,7 +66,8 @@ def processes_to_start(config: TrainConfig) -> int:
         raise UsageError(
             f"is {cluster.num_nodes}, but this command starts processes on one machine only",
             where="cluster.num_nodes",
-            fix="run `torchrun --nnodes ... -m regimen.cli.main train ...` on each, or set cluster.num_nodes=1",
+            fix="set RAY_ADDRESS or cluster.launcher=ray to start them in a Ray cluster, run `torchrun --nnodes ... -m "
+            "regimen.cli.main train ...` on each, or set cluster.num_nodes=1",
         )
     number = cluster.num_processes or (cluster.gpus_per_node if num_gpus else 1) or 1
     if num_gpus and number > num_gpus:
@@ -56,16 +93,22 @@ def launch(words: Sequence[str], number: int) -> int:
     command = [sys.executable, "-m", "regimen.cli.main", *words]
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)  # where they meet; it outlives each of them
     processes = [subprocess.Popen(command, env=_environment(rank, number, store.port)) for rank in range(number)]
+    return _supervise(processes, (signal.SIGTERM,))
+
+
+def _supervise(processes: Sequence[Started], signals: Sequence[signal.Signals]) -> int:
+    """Wait for all, handing `signals` on; the exit code of the first that failed."""
 
     def hand_on(received: int, _: object) -> None:
         for process in processes:
             process.send_signal(received)
 
-    before = signal.signal(signal.SIGTERM, hand_on)
+    before = {number: signal.signal(number, hand_on) for number in signals}
     try:
         return _wait(processes)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in processes:
             process.kill()
 
@@ -83,7 +126,7 @@ def _environment(rank: int, number: int, port: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, **place}
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: Sequence[Started]) -> int:
     """The exit code of the first that failed, once all have ended."""
     failed, deadline = 0, float("inf")
     while True:

@@ -35,6 +35,8 @@ class Checkpointer:
     ) -> None:
         self.settings, self.run, self.policy, self.renderer = settings, run, policy, renderer
         self.ranks = ranks or Ranks()
+        if settings.is_async:  # what the threads say to each other must not get between what training says
+            self.ranks = self.ranks.apart()
         self.saved_step = run.start_step
         self._thread = ThreadPoolExecutor(1, "regimen-checkpoint") if settings.is_async else None
         self._pending: Future[None] | None = None
@@ -80,18 +82,20 @@ class Checkpointer:
 
     def _writer(self, info: dict[str, Any], with_state: bool) -> Callable[[Path], None]:
         """A function that writes what stands now; for a thread, from copies."""
-        write_weights = self.policy.save
+        write_weights, write_shards = self.policy.save, self.policy.save_shards
         state: dict[str, Any] | None = None
         if with_state:
             kept = {name: info[name] for name in ("ledger", "metrics")}
             state = {"policy": self.policy.state(), "random": random_state(), **kept}
         if self._thread is not None:
             write_weights, state = self.policy.saver(), copied(state)
+            if with_state:
+                write_shards = self.policy.shards_saver(self.ranks.group)
 
         def write(folder: Path) -> None:
             write_weights(folder)
             if state is not None:
-                self.policy.save_shards(folder / SHARDS_FOLDER)
+                write_shards(folder / SHARDS_FOLDER)
             if self.ranks.is_first:
                 self.renderer.save(folder)
                 if state is not None:

@@ -135,6 +135,10 @@ class Policy(LogprobReader, Protocol):
         """Write what no single process holds into a folder of its own; all processes call it."""
         ...
 
+    def shards_saver(self, group: Any) -> Callable[[Path], None]:
+        """A function that writes what `save_shards` would write now; all processes call it, talking by `group`."""
+        ...
+
     def load_shards(self, folder: Path) -> None:
         """Restore what `save_shards` wrote; all processes call it, before `load_state`."""
         ...

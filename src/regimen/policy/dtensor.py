@@ -10,7 +10,7 @@ divide.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from regimen.policy.decoder import ForestDecoder, compute_dtype, supervision
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.policy.ranks import current_ranks
 from regimen.policy.sharding import Sharding, shard_decoder
-from regimen.policy.shards import load_shards, save_shards
+from regimen.policy.shards import load_shards, save_shards, shards_writer
 from regimen.tokens.forest import Forest, TrainingSequence, build_forest
 from regimen.tokens.packing import divide
 
@@ -97,17 +97,29 @@ class DTensorPolicy(LocalPolicy):
 
         With adapters, peft's folder of them alone.
         """
-        dtype = torch.float32 if self.adapters is not None else compute_dtype(self.options.precision)
-        named = self.named_tensors() if self.adapters is None else self.adapters.tensors(_whole)
+        self.saver()(folder)
+        self.ranks.wait()
+
+    def saver(self) -> Callable[[Path], None]:
+        """A function that writes what `save` would write now, on the first process; all must ask for it."""
+        adapters = self.adapters
+        dtype = torch.float32 if adapters is not None else compute_dtype(self.options.precision)
+        named = self.named_tensors() if adapters is None else adapters.tensors(_whole)
         tensors: dict[str, Tensor] = {}
         for name, tensor in named:
             if self.ranks.is_first:
-                tensors[name] = tensor.to("cpu", dtype)
-        if self.ranks.is_first and self.adapters is not None:
-            self.adapters.save(folder, tensors)
-        elif self.ranks.is_first:
-            save_model(self.model, folder, dtype, model_tensors(self.model, dtype, tensors))
-        self.ranks.wait()
+                tensors[name] = tensor.to("cpu", dtype, copy=True)
+        # Not in the writer's thread: listing the state makes FSDP drop what it has gathered.
+        if self.ranks.is_first and adapters is None:
+            tensors = model_tensors(self.model, dtype, tensors)
+
+        def write(folder: Path) -> None:
+            if self.ranks.is_first and adapters is not None:
+                adapters.save(folder, tensors)
+            elif self.ranks.is_first:
+                save_model(self.model, folder, dtype, tensors)
+
+        return write
 
     def state(self) -> dict[str, Any]:
         """The schedule; weights and optimiser are in the shards."""
@@ -127,13 +139,19 @@ class DTensorPolicy(LocalPolicy):
             raise PolicyError("this policy was loaded for reading and has no training state")
         save_shards(self.model, self.optimizer, folder)
 
+    def shards_saver(self, group: Any) -> Callable[[Path], None]:
+        """A function that writes what `save_shards` would write now, from a copy; every process calls it."""
+        if self.optimizer is None:
+            raise PolicyError("this policy was loaded for reading and has no training state")
+        return shards_writer(self.model, self.optimizer, group)
+
     def load_shards(self, folder: Path) -> None:
         """Restore what any number of processes wrote with `save_shards`."""
         if self.optimizer is None:
             raise PolicyError("this policy was loaded for reading and has no training state")
         load_shards(self.model, self.optimizer, folder)
 
-    def _placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device]:
+    def _placed(self, model: torch.nn.Module) -> tuple[ForestDecoder, torch.device]:
         dtype = compute_dtype(self.options.precision)
         decoder = ForestDecoder(model, dtype, self.options.temperature, casts=False)
         sharding = Sharding(self.mesh, dtype, self.options.sequence_parallel, self.options.cpu_offload)

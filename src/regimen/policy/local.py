@@ -217,10 +217,14 @@ class LocalPolicy:
     def save_shards(self, folder: Path) -> None:
         """Write what no single process holds: nothing here, as `state` has it all."""
 
+    def shards_saver(self, group: Any) -> Callable[[Path], None]:  # noqa: ARG002
+        """A function that writes what `save_shards` would."""
+        return self.save_shards
+
     def load_shards(self, folder: Path) -> None:
         """Restore what `save_shards` wrote."""
 
-    def _placed(self, model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device]:
+    def _placed(self, model: torch.nn.Module) -> tuple[ForestDecoder, torch.device]:
         """The forward pass, and where it runs."""
         decoder = ForestDecoder(model, compute_dtype(self.options.precision), self.options.temperature)
         return decoder, next(model.parameters()).device

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,10 +29,14 @@ _FAILED = "regimen/failed"
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among all. The first one writes and prints; every one must make the same calls in the same order."""
+    """This process among all. The first one writes and prints; every one must make the same calls in the same order.
+
+    `group`: what carries their values; None: what carries everything else too.
+    """
 
     rank: int = 0
     size: int = 1
+    group: Any = None
 
     @property
     def is_first(self) -> bool:
@@ -45,18 +49,24 @@ class Ranks:
             return [value]
         packed = msgspec.msgpack.encode(value)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(packed)]))
+        dist.all_gather(lengths, torch.tensor([len(packed)]), group=self.group)
         longest = max(int(length) for length in lengths)
         mine = torch.zeros(longest, dtype=torch.uint8)
         mine[: len(packed)] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
         parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(parts, mine)
+        dist.all_gather(parts, mine, group=self.group)
         found = zip(parts, lengths, strict=True)
         return [msgspec.msgpack.decode(part.numpy()[: int(length)].tobytes()) for part, length in found]
 
     def wait(self) -> None:
         """Return when every process is here."""
         self.gather(None)
+
+    def apart(self) -> Ranks:
+        """The same processes for another thread, whose calls do not get between those of this one."""
+        if not dist.is_initialized():
+            return self
+        return replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def current_ranks() -> Ranks:

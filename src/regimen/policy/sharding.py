@@ -82,7 +82,8 @@ def shard_decoder(decoder: Any, sharding: Sharding) -> None:
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers that are sharded one at a time; none where layers share weights, which then stay together."""
-    layers = list(getattr(model, "layers", ()))
+    found: Any = getattr(model, "layers", ())
+    layers: list[torch.nn.Module] = list(found)
     owners = Counter(id(weight) for layer in layers for weight in layer.parameters())
     return [] if any(number > 1 for number in owners.values()) else layers
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -28,9 +30,22 @@ _RESTORING = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 
 def save_shards(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write trained weights and optimiser; every process must call this."""
+    _write(_state(model, optimizer), folder, None)
+
+
+def shards_writer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: Any) -> Callable[[Path], None]:
+    """A function that writes what stands now, from a copy in the processor's memory, while training goes on.
+
+    Every process must call it; `group` carries what they say to each other meanwhile.
+    """
+    copy = BlockingAsyncStager().stage(_state(model, optimizer))
+    return lambda folder: _write(copy, folder, group)
+
+
+def _write(state: dict[str, Any], folder: Path, group: Any) -> None:
     try:
         with _quiet():
-            save(_state(model, optimizer), checkpoint_id=folder)
+            save(state, checkpoint_id=folder, process_group=group)
     except (CheckpointException, OSError, RuntimeError) as error:
         raise _refusal("written", error, folder) from error
 

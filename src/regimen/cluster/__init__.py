@@ -1,0 +1,1 @@
+"""Machines that work together: starting the processes of a run on them."""
