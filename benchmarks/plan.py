@@ -1,8 +1,8 @@
 """The memory that `regimen plan` predicts beside the peak of the real `regimen train`, each in a process of its own.
 
-    python benchmarks/plan.py [--only sft_long dpo_async] [--model MODEL] [--output plan.json]
+    python benchmarks/plan.py [--only dpo_pairs dpo_async] [--model MODEL] [--output plan.json]
 
-Configurations under `CALIBRATION` were looked at while the formula was written, those under `HELD_OUT` were not. Two
+The configuration under `CALIBRATION` was looked at while the formula was written, those under `HELD_OUT` were not. Two
 steps each, so that the second has the optimiser's moments. Prints a table; `--output` adds each result as it comes.
 """
 
@@ -32,14 +32,14 @@ sys.exit(code)
 GRPO = {"num_prompts_per_step": 2, "num_generations_per_prompt": 4}
 CALIBRATION: dict[str, dict[str, Any]] = {
     "sft_packed": {"policy": {"train_global_batch_size": 4, "train_micro_batch_tokens": 1024}},
+}
+HELD_OUT: dict[str, dict[str, Any]] = {
     "dpo_pairs": {"policy": {"train_global_batch_size": 2, "train_micro_batch_tokens": 512}},
     "grpo_reference": {
         "policy": {"train_micro_batch_tokens": 400, "generation": {"max_new_tokens": 64, "max_batch_size": 32}},
         "grpo": GRPO,
         "loss_fn": {"reference_policy_kl_penalty": 0.01},
     },
-}
-HELD_OUT: dict[str, dict[str, Any]] = {
     "sft_checkpointing": {
         "policy": {
             "train_global_batch_size": 6,

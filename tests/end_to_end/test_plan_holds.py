@@ -64,6 +64,5 @@ def test_the_prediction_is_within_a_fifth_of_the_peak(
     planned = json.loads(output_of(["plan", str(file), "--no-probe", "--json"])[0])
     measured = int(output_of(["train", str(file)])[-1])
     predicted, libraries = planned["needed"], planned["memory"]["libraries"]
-    print("PM", algorithm, predicted / 2**20, measured / 2**20, libraries / 2**20, planned["memory"])
     assert abs(predicted - measured) < 0.2 * measured
     assert predicted > 1.5 * libraries  # else it would hold whatever the arithmetic

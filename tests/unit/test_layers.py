@@ -149,6 +149,7 @@ EXPORTED = ["data.train.data_path=pairs.jsonl", "sft.val_period=0", "sft.val_at_
                 "serve",
                 "inspect",
                 "doctor",
+                "plan",
                 "convert",
                 "export",
                 "train",

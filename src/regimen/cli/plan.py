@@ -16,7 +16,7 @@ from rich.table import Table
 
 from regimen.cli.findings import escape
 from regimen.diagnosis.memory import PARTS, MemoryEstimate
-from regimen.pipelines.plan import GIGABYTE, Plan
+from regimen.diagnosis.plan import GIGABYTE, Plan
 from regimen.rollouts.writer import encode_row
 
 

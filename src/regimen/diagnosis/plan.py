@@ -1,4 +1,4 @@
-"""What to change when training does not fit: settings, and the memory that each of them would leave needed.
+"""The plan of a run, and what to change when it does not fit: settings, and the memory that each would leave needed.
 
 In: a model's config.json, the work of one process, the bytes there are for it. Out: `Change`s, the cheapest in time
 first, at the end all of them together where none is enough. Nothing is suggested that saves nothing.
@@ -7,13 +7,23 @@ first, at the end all of them together where none is enough. Nothing is suggeste
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
-from regimen.diagnosis.memory import Workload, estimate_memory
+from regimen.diagnosis.memory import MemoryEstimate, Workload, estimate_memory
 from regimen.diagnosis.shapes import Config
 
+GIGABYTE = 10**9
 replace = msgspec.structs.replace
+
+
+class MachineMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds the model: GPUs of `available` bytes, one for each process, or the processor's memory for all."""
+
+    kind: Literal["GPU", "RAM"]
+    total: int
+    available: int
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +32,36 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     settings: list[str]
     total: int
     fits: bool
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `regimen plan` shows. `memory` is of one process, in bytes; `needed` of all that share `machine`.
+
+    `tokens_per_step` counts what is computed, shared prefixes once; figures of batches are means over the
+    `steps_looked_at`. `seconds` has the parts of a step's time; without a probe it is empty.
+    """
+
+    version: int = 1
+    algorithm: str
+    processes: int
+    machine: MachineMemory
+    memory: MemoryEstimate | None
+    needed: int | None
+    fits: bool | None
+    changes: list[Change]
+    total_steps: int
+    steps_looked_at: int
+    tokens_per_step: float
+    sequences_per_step: float
+    micro_batches_per_step: float
+    largest_micro_batch: int
+    seconds: dict[str, float]
+    notes: list[str]
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The whole step, or None where nothing was measured."""
+        return sum(self.seconds.values()) if self.seconds else None
 
 
 class _Limits(msgspec.Struct, frozen=True):

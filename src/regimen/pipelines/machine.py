@@ -11,19 +11,10 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Literal
 
-import msgspec
+from regimen.diagnosis.plan import MachineMemory
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-class MachineMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds the model: GPUs of `available` bytes, one for each process, or the processor's memory for all."""
-
-    kind: Literal["GPU", "RAM"]
-    total: int
-    available: int
 
 
 def machine_memory() -> MachineMemory:

@@ -11,45 +11,13 @@ import msgspec
 
 from regimen.config.schema import TrainConfig
 from regimen.diagnosis.memory import MemoryEstimate, estimate_memory
-from regimen.diagnosis.plan import Change, changes_to_fit
+from regimen.diagnosis.plan import GIGABYTE, MachineMemory, Plan, changes_to_fit
 from regimen.pipelines.first_steps import planned_batches
-from regimen.pipelines.machine import MachineMemory, machine_memory, resident_bytes
+from regimen.pipelines.machine import machine_memory, resident_bytes
 from regimen.pipelines.models import check_length, config_of, resolve_model
 from regimen.pipelines.processes import joined
 from regimen.pipelines.workload import PlannedBatches, num_processes, workload_of
 from regimen.tokens.template import Renderer
-
-GIGABYTE = 10**9
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything `regimen plan` shows. `memory` is of one process, in bytes; `needed` of all that share `machine`.
-
-    `tokens_per_step` counts what is computed, shared prefixes once; figures of batches are means over the
-    `steps_looked_at`. `seconds` has the parts of a step's time; without a probe it is empty.
-    """
-
-    version: int = 1
-    algorithm: str
-    processes: int
-    machine: MachineMemory
-    memory: MemoryEstimate | None
-    needed: int | None
-    fits: bool | None
-    changes: list[Change]
-    total_steps: int
-    steps_looked_at: int
-    tokens_per_step: float
-    sequences_per_step: float
-    micro_batches_per_step: float
-    largest_micro_batch: int
-    seconds: dict[str, float]
-    notes: list[str]
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """The whole step, or None where nothing was measured."""
-        return sum(self.seconds.values()) if self.seconds else None
 
 
 def plan(config: TrainConfig, *, with_probe: bool = True, device_memory: float | None = None) -> Plan:

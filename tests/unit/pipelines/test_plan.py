@@ -11,10 +11,11 @@ import tiny_runs
 
 from regimen.config.load import load_train_config
 from regimen.config.schema import TrainConfig
+from regimen.diagnosis.plan import MachineMemory
 from regimen.errors import UsageError
 from regimen.pipelines import plan as plans
 from regimen.pipelines.first_steps import planned_batches
-from regimen.pipelines.machine import MachineMemory, machine_memory, peak_bytes, resident_bytes
+from regimen.pipelines.machine import machine_memory, peak_bytes, resident_bytes
 from regimen.pipelines.plan import plan
 from regimen.pipelines.prepare import prepare
 from regimen.pipelines.workload import num_processes, workload_of
