@@ -269,7 +269,7 @@ def test_ways_of_dividing_a_model_that_are_not_built_are_refused(override: str) 
 
 def test_compiled_layers_and_shards_exclude_each_other() -> None:
     assert sft("policy.torch_compile=true").policy.torch_compile
-    with pytest.raises(ConfigError, match="policy.torch_compile.*layers in shards.*are not compiled"):
+    with pytest.raises(ConfigError, match=r"policy.torch_compile.*layers in shards.*are not compiled"):
         sft("policy.torch_compile=true", "policy.dtensor_cfg.enabled=true")
 
 
