@@ -3,9 +3,10 @@
     python benchmarks/train.py --algorithms sft dpo grpo --steps 2
 
 Needs the extras `train` and `benchmark`; without TRL its side is left out, and the run says so. Every contestant is a
-process of its own with the same model, data, dtype (float32) and number of threads, and they take steps in turn. The
-model is the small one of the quickstart, or any folder (`--model`). `--quick` shows in half a minute that everything
-runs, on a tiny random model: its figures mean nothing.
+process of its own with the same model, data, dtype and number of threads, and they take steps in turn. The model is
+the small one of the quickstart, any folder (`--model`), or a random one of a billion weights (`--model 1b`).
+`--device cuda` does the same on a GPU, in bfloat16 unless `--dtype` says otherwise. `--quick` shows in half a minute
+that everything runs, on a tiny random model: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from training.processes import BenchmarkError, Contestant
 from training.report import add_ratios, markdown, summarise
 from training.settings import Settings
-from training.tiny import save_tiny_model
+from training.tiny import save_large_model, save_tiny_model
 
 CONTESTANTS: dict[str, list[tuple[str, str]]] = {
     "sft": [("regimen", "forest"), ("trl", "default"), ("regimen", "packed"), ("trl", "tuned")],
@@ -37,7 +38,7 @@ CONTESTANTS: dict[str, list[tuple[str, str]]] = {
 }
 QUICK_CONTESTANTS = [("regimen", "forest"), ("trl", "default")]
 QUICK = {"conversations": 2, "pairs": 1, "prompts": 1, "group_size": 2, "new_tokens": 4, "forest_completion": 8}
-QUICK |= {"steps": 1, "warmup": 1}
+QUICK |= {"steps": 1, "warmup": 1, "longest": 256}
 PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
 
@@ -71,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--algorithms", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each contestant")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
-    parser.add_argument("--model", help="a model folder; without it the small model of the quickstart")
+    parser.add_argument(
+        "--model", help="a folder, or 1b (random weights); without it the small model of the quickstart"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--conversations", type=int, default=2, help="SFT: conversations in a step")
     parser.add_argument("--pairs", type=int, default=1, help="DPO: pairs in a step")
@@ -80,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, default=32, help="GRPO: tokens of each completion")
     parser.add_argument("--forest-completion", type=int, default=16, help="forest: mean tokens of a completion")
     parser.add_argument("--forest-rounds", type=int, default=2, help="forest: times each layout is measured")
-    parser.add_argument("--no-forest", action="store_true", help="leave out the comparison of layouts")
+    parser.add_argument("--longest", type=int, default=2048, help="cost of length: tokens of the longest sequence")
+    parser.add_argument("--no-forest", action="store_true", help="leave out the comparison of layouts and lengths")
     parser.add_argument("--quick", action="store_true", help="a tiny random model and tiny batches")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--overwrite", action="store_true", help="replace the figures of an earlier run")
@@ -88,9 +94,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace, scratch: Path) -> Settings:
-    sizes = ("conversations", "pairs", "prompts", "group_size", "new_tokens", "forest_completion", "forest_rounds")
+    sizes = (
+        "conversations",
+        "pairs",
+        "prompts",
+        "group_size",
+        "new_tokens",
+        "forest_completion",
+        "forest_rounds",
+        "longest",
+    )
     names = ("steps", "warmup", "threads", *sizes)
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
+    chosen["device"] = options.device
+    chosen["dtype"] = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     if options.quick:
         settings = Settings(model=options.model or str(save_tiny_model(scratch / "model")), **chosen)
         return replace(settings, **QUICK)
@@ -98,6 +115,10 @@ def _settings(options: argparse.Namespace, scratch: Path) -> Settings:
         from regimen.pipelines.small_model import small_model
 
         return Settings(model=str(small_model()), **chosen)
+    if options.model == "1b":
+        from regimen.pipelines.small_model import small_model
+
+        return Settings(model=str(save_large_model(scratch / "model", small_model())), **chosen)
     return Settings(model=str(Path(options.model).resolve()), **chosen)
 
 
@@ -113,17 +134,21 @@ def benchmark(
         "left_out": [] if has_trl or not contestants else ["TRL, which is not installed (pip install trl datasets)"],
         "algorithms": {},
         "steps": {},
+        **_measured("ceiling", settings, logs),
     }
     for algorithm, wanted in contestants.items():
         print(f"{algorithm}: {settings.total_steps} steps of each contestant", file=sys.stderr)
         present = [(side, variant) for side, variant in wanted if side != "trl" or has_trl]
         found = race(algorithm, present, settings, logs)
-        figures = {name: summarise(contestant, settings.warmup) for name, contestant in found.items()}
+        figures = {
+            name: summarise(contestant, settings.warmup, results["parameters"]) for name, contestant in found.items()
+        }
         add_ratios(algorithm, figures)
         results["algorithms"][algorithm], results["steps"][algorithm] = figures, found
         _write(logs / "partial.json", json.dumps(results, indent=2) + "\n")
-    print("forest and ceiling" if forest else "ceiling", file=sys.stderr)
-    results |= _measured("all" if forest else "ceiling", settings, logs)
+    if forest:
+        print("forest and lengths", file=sys.stderr)
+        results |= _measured("forest", settings, logs)
     results["environment"]["load average at the end"] = _load()
     results["seconds"] = time.monotonic() - began
     return results
@@ -164,7 +189,8 @@ def _environment(settings: Settings) -> dict[str, Any]:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is not None:
             facts[package] = importlib.metadata.version(package)
-    facts |= {"processor": _processor(), "threads": settings.threads, "dtype": "float32"}
+    facts |= {"processor": _processor(), "threads": settings.threads, "device": settings.device}
+    facts["dtype"] = settings.dtype
     return {**facts, "model": Path(settings.model).name, "load average": _load()}
 
 

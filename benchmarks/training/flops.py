@@ -27,14 +27,32 @@ def training_flops(config: Any, forest: Forest) -> float:
     return float(weights + 12 * config.num_hidden_layers * queries * seen)
 
 
-def matmul_ceiling(rows: int, inner: int, columns: int, seconds: float = 1.0) -> float:
-    """The best float32 rate of `[rows, inner] @ [inner, columns]` in repeated trials, operations per second."""
-    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+def num_parameters(model: str) -> int:
+    """Weights of the model in a folder; tied ones once. Nothing is loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).parameters())
+
+
+def matmul_ceiling(
+    rows: int, inner: int, columns: int, *, dtype: str = "float32", device: str = "cpu", seconds: float = 1.0
+) -> float:
+    """The best rate of `[rows, inner] @ [inner, columns]` in repeated trials, operations per second."""
+    kind = getattr(torch, dtype)
+    left = torch.randn(rows, inner, device=device).to(kind)
+    right = torch.randn(inner, columns, device=device).to(kind)
     out = left @ right
     best, spent = float("inf"), 0.0
     while spent < seconds or best == float("inf"):
-        began = time.perf_counter()
+        began = _now(device)
         torch.mm(left, right, out=out)
-        elapsed = time.perf_counter() - began
+        elapsed = _now(device) - began
         best, spent = min(best, elapsed), spent + elapsed
     return 2.0 * rows * inner * columns / best
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -27,8 +27,10 @@ class BenchmarkError(RuntimeError):
 class Channel:
     """Inside a contestant: wait for the word, report figures."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self.started = time.perf_counter()
+        self.device = device
+        self.base_bytes = _status_bytes("VmRSS:") if device == "cpu" else 0  # Python and libraries, before the model
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._ready = False
@@ -49,9 +51,30 @@ class Channel:
 
     def finish(self) -> None:
         """Report the peak."""
-        self.send(peak_bytes=_peak_bytes(), peak_covers=self.peak_covers)
+        self.send(peak_bytes=self._peak_bytes(), base_bytes=self.base_bytes, peak_covers=self.peak_covers)
+
+    def now(self) -> float:
+        """The time when everything that was started is done."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _peak_bytes(self) -> int:
+        if self.device == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return _peak_bytes()
 
     def _reset_peak(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.peak_covers = "steps"
+            return
         try:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             self.peak_covers = "steps"
@@ -61,15 +84,23 @@ class Channel:
 
 def _peak_bytes() -> int:
     """The largest resident memory of this process; of its own image where the system tells that."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    found = _status_bytes("VmHWM:")
+    if found:
+        return found
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(name: str) -> int:
+    """A line of this process's status; 0 where the system has none."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 class Contestant:
@@ -119,7 +150,7 @@ class Contestant:
 
 
 def _environment(settings: Settings, scratch: Path) -> dict[str, str]:
-    """The processor only, a fixed number of threads, no network, caches in the scratch folder."""
+    """The device alone, a fixed number of threads, no network, caches in the scratch folder."""
     paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = str(settings.threads)
     return {
@@ -127,7 +158,7 @@ def _environment(settings: Settings, scratch: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": "" if settings.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(scratch / "datasets"),
         "TOKENIZERS_PARALLELISM": "false",

@@ -47,9 +47,9 @@ Step = Callable[[int], Figures]
 
 
 def load_policy(settings: Settings, *, train: bool = True) -> LocalPolicy:
-    """The model in float32 with the fused AdamW."""
+    """The model with float32 weights and the fused AdamW."""
     options = LocalPolicyOptions(
-        precision="float32",
+        precision=settings.dtype,
         temperature=settings.temperature,
         optimizer_kwargs={"lr": LEARNING_RATE},
         train=train,
@@ -118,7 +118,7 @@ def grpo(settings: Settings, variant: str) -> Step:
     """Sample, reward, compare with the group, step, hand the weights to the sampler."""
     rows = data.prompts(Renderer.load(settings.model), settings.total_steps * settings.prompts)
     policy = load_policy(settings)
-    engine = TransformersGeneration.load(settings.model, precision="float32")
+    engine = TransformersGeneration.load(settings.model, precision=settings.dtype)
     # Without stop ids every completion has its full length, so that all contestants train as many tokens.
     sampling = Sampling(temperature=settings.temperature, max_new_tokens=settings.new_tokens)
     groups = np.repeat(np.arange(settings.prompts), settings.group_size)
@@ -168,17 +168,17 @@ STEPS: dict[str, Callable[[Settings, str], Step]] = {"sft": sft, "dpo": dpo, "gr
 
 def main() -> None:
     """Take the steps that the benchmark asks for."""
-    channel = Channel()
     algorithm, variant, text = sys.argv[1:]
     settings = Settings.parse(text)
+    channel = Channel(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     step = STEPS[algorithm](settings, variant)
     for index in range(settings.total_steps):
         channel.wait()
-        began = time.perf_counter()
+        began = channel.now()
         figures = step(index)
-        channel.send(seconds=time.perf_counter() - began, **figures)
+        channel.send(seconds=channel.now() - began, **figures)
     channel.finish()
 
 

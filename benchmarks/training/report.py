@@ -6,13 +6,14 @@ import statistics
 from typing import Any
 
 OURS = "regimen forest"
+STATE_BYTES = 12  # of each weight: itself and AdamW's two moments, in float32
 # Where the step of ours that does as much is another variant.
 LIKE_FOR_LIKE = {("dpo", "trl default"): "regimen reference"}
 GIB = 2**30
 
 
-def summarise(contestant: dict[str, Any], warmup: int) -> dict[str, Any]:
-    """A contestant's medians over the measured steps."""
+def summarise(contestant: dict[str, Any], warmup: int, parameters: int) -> dict[str, Any]:
+    """A contestant's medians over the measured steps, and its peak above libraries, weights and optimiser."""
     steps = contestant["steps"][warmup:]
     summary: dict[str, Any] = {
         "step_seconds": statistics.median(step["seconds"] for step in steps),
@@ -21,7 +22,9 @@ def summarise(contestant: dict[str, Any], warmup: int) -> dict[str, Any]:
         "trained_tokens": statistics.median(step["trained_tokens"] for step in steps),
         "computed_tokens": statistics.median(step["computed_tokens"] for step in steps),
         "trained_tokens_per_second": statistics.median(step["trained_tokens"] / step["seconds"] for step in steps),
+        "computed_tokens_per_second": statistics.median(step["computed_tokens"] / step["seconds"] for step in steps),
         "peak_bytes": contestant["peak_bytes"],
+        "above_bytes": contestant["peak_bytes"] - contestant["base_bytes"] - STATE_BYTES * parameters,
         "peak_covers": contestant["peak_covers"],
         "first_loss": contestant["steps"][0]["loss"],
     }
@@ -35,16 +38,16 @@ def summarise(contestant: dict[str, Any], warmup: int) -> dict[str, Any]:
 
 
 def add_ratios(algorithm: str, contestants: dict[str, dict[str, Any]]) -> None:
-    """Write into every other contestant how many times faster and smaller the like variant of ours is."""
+    """Write into every other contestant how many times faster ours of the like is, and its share of the memory."""
     for name, figures in contestants.items():
         ours = LIKE_FOR_LIKE.get((algorithm, name), OURS)
         ours = ours if ours in contestants else OURS
         if name.startswith("regimen") or ours not in contestants:
             continue
-        rate, peak = contestants[ours]["trained_tokens_per_second"], contestants[ours]["peak_bytes"]
+        rate = contestants[ours]["trained_tokens_per_second"]
         figures["compared_with"] = ours
         figures["times_faster"] = rate / figures["trained_tokens_per_second"]
-        figures["times_smaller"] = figures["peak_bytes"] / peak
+        figures["our_share_of_memory"] = contestants[ours]["above_bytes"] / figures["above_bytes"]
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -55,6 +58,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts.append(_algorithm(algorithm, contestants, best))
     if results.get("forest"):
         parts.append(_forest(results["forest"]))
+        parts.append(_curve(results["curve"], best))
     if results["left_out"]:
         parts.append("\n".join(f"Left out: {reason}." for reason in results["left_out"]))
     return "\n\n".join(parts) + "\n"
@@ -68,7 +72,7 @@ def _environment(results: dict[str, Any]) -> str:
     lines.append(", ".join(f"{name.replace('_', ' ')} {results['settings'][name]}" for name in sizes) + ".")
     if results.get("ceiling"):
         rates = ", ".join(f"{name.replace('_', ' ')} {rate / 1e9:.0f}" for name, rate in results["ceiling"].items())
-        lines.append(f"float32 matrix products at best, GFLOP/s: {rates}.")
+        lines.append(f"{results['settings']['dtype']} matrix products at best, GFLOP/s: {rates}.")
     return "\n\n".join(lines)
 
 
@@ -78,8 +82,13 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _algorithm(algorithm: str, contestants: dict[str, dict[str, Any]], best: float | None) -> str:
-    head = ["", "step, s", "fastest to slowest", "tokens trained", "computed", "trained/s", "peak, GiB"]
-    head += ["useful GFLOP/s of the update", "Regimen is faster", "and smaller"]
+    head = ["", "step, s", "fastest to slowest", "tokens trained", "computed", "trained/s", "computed/s", "peak, GiB"]
+    head += [
+        "above the state, GiB",
+        "useful GFLOP/s of the update",
+        "Regimen is faster",
+        "with this share of the memory",
+    ]
     rows: list[list[str]] = []
     for name, figures in contestants.items():
         row = [
@@ -89,12 +98,14 @@ def _algorithm(algorithm: str, contestants: dict[str, dict[str, Any]], best: flo
             f"{figures['trained_tokens']:.0f}",
             f"{figures['computed_tokens']:.0f}",
             f"{figures['trained_tokens_per_second']:.1f}",
+            f"{figures['computed_tokens_per_second']:.1f}",
             f"{figures['peak_bytes'] / GIB:.2f}",
+            f"{figures['above_bytes'] / GIB:.2f}",
             _rate(figures.get("useful_flops_per_second"), best),
         ]
         if "times_faster" in figures:
             note = "" if figures["compared_with"] == OURS else f" ({figures['compared_with']})"
-            row += [f"{figures['times_faster']:.2f}x{note}", f"{figures['times_smaller']:.2f}x"]
+            row += [f"{figures['times_faster']:.2f}x{note}", f"{figures['our_share_of_memory']:.2f}"]
         else:
             row += ["", ""]
         rows.append(row)
@@ -127,3 +138,17 @@ def _forest(cases: list[dict[str, Any]]) -> str:
             ]
         )
     return f"### The forest alone: forward and backward\n\n{_table(head, rows)}"
+
+
+def _curve(rows: list[dict[str, float]], best: float | None) -> str:
+    head = ["tokens", "seconds", "tokens/s", "useful GFLOP/s"]
+    lines = [
+        [
+            f"{row['tokens']:.0f}",
+            f"{row['seconds']:.3g}",
+            f"{row['tokens'] / row['seconds']:.0f}",
+            _rate(row["flops_per_second"], best),
+        ]
+        for row in rows
+    ]
+    return f"### The cost of length: forward and backward of one sequence\n\n{_table(head, lines)}"

@@ -25,6 +25,9 @@ class Settings:
     new_tokens: int = 32  # GRPO: tokens of each completion
     forest_completion: int = 16  # forest: tokens of each completion
     forest_rounds: int = 2
+    longest: int = 2048  # cost curve: tokens of the longest sequence
+    device: str = "cpu"
+    dtype: str = "float32"
     temperature: float = 1.0
 
     @property

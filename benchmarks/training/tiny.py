@@ -1,7 +1,8 @@
-"""A tiny random model folder, for a run that only shows that the benchmark works."""
+"""Random model folders: a tiny one, for a run that only shows that all of it works, and one of a billion weights."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 
@@ -37,4 +38,30 @@ def save_tiny_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_large_model(folder: Path, tokenizer: Path) -> Path:
+    """A Llama of some 1.1 billion random weights in the shape of Llama 3.2 1B, with the tokenizer of another folder."""
+    import json
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, folder / name)
     return folder

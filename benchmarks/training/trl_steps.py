@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,15 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+from regimen.tokens.forest import TrainingSequence, build_forest
 from regimen.tokens.template import Renderer
 from training import data
+from training.flops import training_flops
 from training.processes import Channel
 from training.settings import LEARNING_RATE, MAX_LENGTH, Settings
 
-# The tokens of each step that are trained and that are computed, padding included.
-Counts = list[tuple[int, int]]
+# Of each step: tokens that are trained, tokens that are computed (padding included), useful operations of the update.
+Counts = list[tuple[int, int, float]]
 
 
 def arguments(settings: Settings, batch_size: int, variant: str, folder: str) -> dict[str, Any]:
@@ -36,8 +37,8 @@ def arguments(settings: Settings, batch_size: int, variant: str, folder: str) ->
         "gradient_accumulation_steps": 1,
         "max_steps": settings.total_steps,
         "learning_rate": LEARNING_RATE,
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": settings.device == "cpu",
+        "bf16": settings.dtype == "bfloat16",
         "model_init_kwargs": {"dtype": "float32"},
         "logging_steps": 1,
         "save_strategy": "no",
@@ -61,7 +62,7 @@ def sft(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
     )
     lengths = [len(row.ids) for row in rows]
     trained = [sum(stop - start for start, stop in row.spans) for row in rows]
-    return trainer, _counts(lengths, trained, settings.conversations)
+    return trainer, _counts(trainer, lengths, trained, settings.conversations)
 
 
 def _labels(row: data.Conversation) -> list[int]:
@@ -97,7 +98,7 @@ def dpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
     ]
     lengths = [len(prompt) + len(completion) for prompt, completion in encoded]
     trained = [len(completion) for _, completion in encoded]
-    return trainer, _counts(lengths, trained, 2 * settings.pairs)
+    return trainer, _counts(trainer, lengths, trained, 2 * settings.pairs)
 
 
 def grpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
@@ -122,7 +123,7 @@ def grpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
         processing_class=_tokenizer(settings, padding_side="left"),
     )
     lengths = [len(row) + settings.new_tokens for row in rows for _ in range(settings.group_size)]
-    return trainer, _counts(lengths, [settings.new_tokens] * len(lengths), size)
+    return trainer, _counts(trainer, lengths, [settings.new_tokens] * len(lengths), size)
 
 
 def _rewards(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -133,9 +134,14 @@ def _tokenizer(settings: Settings, **options: Any) -> Any:
     return AutoTokenizer.from_pretrained(settings.model, **options)
 
 
-def _counts(lengths: list[int], trained: list[int], size: int) -> Counts:
-    starts = range(0, len(lengths), size)
-    return [(sum(trained[start : start + size]), size * max(lengths[start : start + size])) for start in starts]
+def _counts(trainer: Any, lengths: list[int], trained: list[int], size: int) -> Counts:
+    counts: Counts = []
+    for start in range(0, len(lengths), size):
+        part, targets = lengths[start : start + size], trained[start : start + size]
+        rows = [TrainingSequence([0] * n, [(n - m, n)]) for n, m in zip(part, targets, strict=True)]
+        flops = training_flops(trainer.model.config, build_forest(rows, share=False))
+        counts.append((sum(targets), size * max(part), flops))
+    return counts
 
 
 class _Timed(TrainerCallback):
@@ -147,20 +153,22 @@ class _Timed(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.channel.wait()
-        self.began = time.perf_counter()
+        self.began = self.channel.now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = self.channel.now() - self.began
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
         if not logs or "loss" not in logs:
             return
-        trained, computed = self.counts[state.global_step - 1]
+        trained, computed, flops = self.counts[state.global_step - 1]
         length = logs.get("completions/mean_length")
         if length is not None:
             trained = round(float(length) * rows_of(args))
+        # A GRPO step of TRL tells nothing of how long its generation took, so its update has no rate.
+        rate = {} if length is not None else {"update_flops": flops, "update_seconds": self.seconds}
         self.channel.send(
-            seconds=self.seconds, loss=float(logs["loss"]), trained_tokens=trained, computed_tokens=computed
+            seconds=self.seconds, loss=float(logs["loss"]), trained_tokens=trained, computed_tokens=computed, **rate
         )
 
 
@@ -174,9 +182,9 @@ TRAINERS: dict[str, Callable[[Settings, str, str], tuple[Any, Counts]]] = {"sft"
 
 def main() -> None:
     """Take the steps that the benchmark asks for."""
-    channel = Channel()
     algorithm, variant, text = sys.argv[1:]
     settings = Settings.parse(text)
+    channel = Channel(settings.device)
     torch.set_num_threads(settings.threads)
     with tempfile.TemporaryDirectory() as folder:
         trainer, counts = TRAINERS[algorithm](settings, variant, folder)

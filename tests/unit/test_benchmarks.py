@@ -36,11 +36,13 @@ def test_forest_part_runs_and_keeps_earlier_figures(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
     cases = {(case["ratio"], case["group"]): case for case in results["forest"]}
-    assert list(cases) == [(0.25, 4), (0.25, 8), (1.0, 4), (1.0, 8), (4.0, 4), (4.0, 8)]
+    assert list(cases) == [(ratio, group) for ratio in (0.25, 1.0, 4.0) for group in (4, 8, 16)]
     # A prompt of 8 tokens and completions of 4, 7, 9 and 12.
     assert cases[1.0, 4]["tokens"] == {"forest": 8 + 32, "packed": 4 * 8 + 32, "padded": 4 * (8 + 12)}
     assert all(seconds > 0 for case in cases.values() for seconds in case["seconds"].values())
     assert all(rate > 0 for rate in results["ceiling"].values())
+    assert [row["tokens"] for row in results["curve"]] == [128, 256]
+    assert all(row["seconds"] > 0 and row["flops_per_second"] > 0 for row in results["curve"])
     assert "these figures only show" in first.stdout
 
     second = run_benchmark("--algorithms", output=tmp_path)
@@ -67,7 +69,9 @@ def test_summary_leaves_the_warm_up_out(part: Any) -> None:
         {"seconds": seconds, "trained_tokens": 12, "computed_tokens": 40, "loss": loss}
         for seconds, loss in ((9.0, 5.0), (2.0, 4.0), (4.0, 3.0), (3.0, 2.0))
     ]
-    summary = part("report").summarise({"steps": steps, "peak_bytes": 7, "peak_covers": "steps"}, warmup=1)
+    summary = part("report").summarise(
+        {"steps": steps, "peak_bytes": 70, "base_bytes": 5, "peak_covers": "steps"}, warmup=1, parameters=3
+    )
     assert summary == {
         "step_seconds": 3.0,
         "fastest_seconds": 2.0,
@@ -75,7 +79,9 @@ def test_summary_leaves_the_warm_up_out(part: Any) -> None:
         "trained_tokens": 12,
         "computed_tokens": 40,
         "trained_tokens_per_second": 4.0,
-        "peak_bytes": 7,
+        "computed_tokens_per_second": pytest.approx(40 / 3),
+        "peak_bytes": 70,
+        "above_bytes": 70 - 5 - 3 * 12,
         "peak_covers": "steps",
         "first_loss": 5.0,
     }
@@ -83,18 +89,18 @@ def test_summary_leaves_the_warm_up_out(part: Any) -> None:
 
 def test_ratios_compare_steps_that_do_as_much(part: Any) -> None:
     contestants: dict[str, dict[str, Any]] = {
-        "regimen forest": {"trained_tokens_per_second": 12.0, "peak_bytes": 4},
-        "regimen reference": {"trained_tokens_per_second": 8.0, "peak_bytes": 5},
-        "trl default": {"trained_tokens_per_second": 2.0, "peak_bytes": 10},
-        "trl tuned": {"trained_tokens_per_second": 6.0, "peak_bytes": 8},
+        "regimen forest": {"trained_tokens_per_second": 12.0, "above_bytes": 4},
+        "regimen reference": {"trained_tokens_per_second": 8.0, "above_bytes": 5},
+        "trl default": {"trained_tokens_per_second": 2.0, "above_bytes": 10},
+        "trl tuned": {"trained_tokens_per_second": 6.0, "above_bytes": 8},
     }
     part("report").add_ratios("dpo", contestants)
     found = {
-        name: (figures["compared_with"], figures["times_faster"], figures["times_smaller"])
+        name: (figures["compared_with"], figures["times_faster"], figures["our_share_of_memory"])
         for name, figures in contestants.items()
         if name.startswith("trl")
     }
-    assert found == {"trl default": ("regimen reference", 4.0, 2.0), "trl tuned": ("regimen forest", 2.0, 2.0)}
+    assert found == {"trl default": ("regimen reference", 4.0, 0.5), "trl tuned": ("regimen forest", 2.0, 0.5)}
 
 
 def test_flops_of_a_forest(part: Any) -> None:

@@ -46,6 +46,13 @@ def check_processes(config: TrainConfig, layers: Layers) -> None:
             "false",
             "set grpo.async_grpo.enabled=false",
         )
+    if config.policy.torch_compile:
+        raise layers.refusal(
+            "policy.torch_compile",
+            f"is true, but layers in shards ({_SECTION}) are not compiled in this build",
+            "false",
+            "set policy.torch_compile=false",
+        )
     if section.sequence_parallel and section.tensor_parallel_size == 1:
         layers.notes.append(f"no effect here, as {_SECTION}.tensor_parallel_size is 1: {_SECTION}.sequence_parallel")
 

@@ -33,10 +33,13 @@ def mask_function(end: Tensor, depth: Tensor, window: int | None) -> MaskFunctio
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end[key])
 
+    if window is None:
+        return sees
+
     def sees_in_window(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return sees(batch, head, query, key) & (depth[query] - depth[key] < window)
 
-    return sees if window is None else sees_in_window
+    return sees_in_window
 
 
 def block_mask(end: np.ndarray, depth: np.ndarray, window: int | None, device: torch.device) -> BlockMask:

@@ -42,6 +42,14 @@ def test_whole_batches_pass() -> None:
     check_weights(forests, Batch(SEQUENCES, 5.0, 3.0))
 
 
+def test_masked_sequences_are_not_missed() -> None:
+    sequences = [*SEQUENCES, TrainingSequence(ids=[5, 6, 7], spans=[(1, 3)], sample_mask=0.0)]
+    forests = micro_batches(sequences, 100)
+    assert len(forests[0].row) == 3
+    check_forests(forests, sequences)
+    check_weights(forests, Batch(sequences, 5.0, 3.0))
+
+
 def test_a_lost_sequence_a_doubled_one_and_lost_tokens_are_found() -> None:
     forests = micro_batches(SEQUENCES, 5)
     with pytest.raises(RunError, match=r"does not balance: sequences in the micro-batches: \d; expected 3"):

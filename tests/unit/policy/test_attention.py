@@ -267,6 +267,19 @@ def test_micro_batches_do_not_change_loss_or_gradient(model: Any, name: str) -> 
     assert seen == {2, 4}
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_leaving_masked_sequences_out_changes_nothing(model: Any, name: str) -> None:
+    """A pair and its answers are masked as a whole; computed all the same, they get the weight 0."""
+    sequences = [replace(s, sample_mask=float(s.pair != 1)) for s in branching()]
+    expected, expected_gradient = forest_training(model, [build_forest(sequences)], LOSSES[name])
+    forests = micro_batches(sequences, 10_000)
+    assert [forest.row.tolist() for forest in forests] == [[row for row in forests[0].row if row not in (2, 3)]]
+    assert len(forests[0].row) == 6
+    loss, gradient = forest_training(model, forests, LOSSES[name])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert difference(gradient, expected_gradient) < 1e-5
+
+
 def test_without_sharing_the_numbers_are_the_same(model: Any) -> None:
     sequences = branching()
     shared, alone = (forest_logprobs(model, build_forest(sequences, share=share)) for share in (True, False))
