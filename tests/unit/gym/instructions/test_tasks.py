@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from regimen.errors import GymError
+from regimen.errors import ConfigError, GymError
 from regimen.gym.environment import SPLITS, Task, Verdict
 from regimen.gym.environments.instructions import Instructions, bank
 from regimen.gym.environments.instructions import tasks as module
@@ -195,6 +195,7 @@ async def test_rows_of_the_public_benchmark_are_judged_by_the_instructions_alone
         "punctuation:no_comma": 1.0,
         "keywords:existence": 1.0,
         "keywords:existence#2": 1.0,
+        "on_task": 1.0,
     }
     assert verdict.metrics["follow_all_instructions"] is True
     verdict = await judged(task, "the sea")
@@ -241,3 +242,10 @@ def test_what_was_to_be_repeated_does_not_count() -> None:
     assert fault_of("Write about the mill.", ["mill"], prompt, "Write about the mill.") == "too short"
     answer = "Write about the mill. The mill by the sea is what I like the most of all."
     assert fault_of(answer, ["mill"], prompt, "Write about the mill.") is None
+
+
+async def test_components_with_the_same_names_in_every_verdict() -> None:
+    verdict = await Instructions(components="share").verify(None, Task(0, PUBLIC), [item("the sea")])
+    assert verdict.components == {"followed": pytest.approx(2 / 3), "on_task": 1.0}
+    with pytest.raises(ConfigError, match="components is 'all'"):
+        Instructions(components="all")  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from regimen.errors import GymError
+from regimen.errors import ConfigError, GymError
 from regimen.gym.answers import final_text, question_of, without_thinking
 from regimen.gym.conformance import message
 from regimen.gym.environment import Environment, Split, Task, Verdict
@@ -30,15 +30,19 @@ class _Row(msgspec.Struct):
 class Instructions(Environment):
     """A text that follows one to three instructions.
 
-    Option: `seed` of the generated tasks. Splits are the same for all seeds.
+    Options: `seed` of the generated tasks; `components`, one for `each` instruction or the `share` that is followed.
+    Splits are the same for all options.
     """
 
     name = "instructions"
     max_turns = 1
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, components: Literal["each", "share"] = "each") -> None:
         super().__init__()
+        if components not in ("each", "share"):
+            raise ConfigError(f"components is {components!r}", expected="each or share")
         self.task_seed = seed
+        self.components = components
 
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
         """The first `num_tasks` requests of `split`."""
@@ -62,7 +66,7 @@ class Instructions(Environment):
         score = sum(followed) / len(followed) if row.grading_mode == "fraction" else float(all(followed))
         return Verdict(
             reward=0.0 if fault else score,
-            components=_components(instructions, followed) | ({"on_task": float(not fault)} if row.subject else {}),
+            components=self._components(instructions, followed) | {"on_task": float(not fault)},
             metrics={
                 "follow_all_instructions": all(followed),
                 "share_followed": sum(followed) / len(followed),
@@ -71,6 +75,16 @@ class Instructions(Environment):
                 "split": task.row.get("split"),
             },
         )
+
+    def _components(self, instructions: list[Instruction], followed: list[bool]) -> dict[str, float]:
+        """One per instruction, by its id; a second one of the same id has its number behind it. Or their share."""
+        if self.components == "share":
+            return {"followed": sum(followed) / len(followed)}
+        components: dict[str, float] = {}
+        for one, is_followed in zip(instructions, followed, strict=True):
+            count = sum(key.partition("#")[0] == one.id for key in components)
+            components[one.id if not count else f"{one.id}#{count + 1}"] = float(is_followed)
+        return components
 
 
 def _read(row: dict[str, Any]) -> _Row:
@@ -86,12 +100,3 @@ def _read(row: dict[str, Any]) -> _Row:
 
 def _instructions(row: _Row) -> list[Instruction]:
     return [instruction(id, given) for id, given in zip(row.instruction_id_list, row.kwargs, strict=True)]
-
-
-def _components(instructions: list[Instruction], followed: list[bool]) -> dict[str, float]:
-    """One per instruction, by its id; a second one of the same id has its number behind it."""
-    components: dict[str, float] = {}
-    for one, is_followed in zip(instructions, followed, strict=True):
-        count = sum(key.partition("#")[0] == one.id for key in components)
-        components[one.id if not count else f"{one.id}#{count + 1}"] = float(is_followed)
-    return components

@@ -85,7 +85,8 @@ class ToolChoice(Environment):
             text = without_thinking(final_text(output) or "")
             said = squeezed(text) == squeezed(row.expected_answer) if row.expected_answer else bool(text.strip())
             reward = said and found.num_calls == 0
-            components = {"no_extra_call": float(found.num_calls == 0), "answer": float(said)}
+            is_silent = float(found.num_calls == 0)
+            components = {"right_tools": is_silent, "right_calls": float(said), "no_extra_call": is_silent}
         return Verdict(
             reward=float(reward),
             components=components,
