@@ -102,7 +102,7 @@ def _data(data: Tree, layers: Layers) -> Tree:
 def _parts(default: Tree, parts: Any, name: str, layers: Layers) -> Any:
     """The data sets of a mixture, each with what it takes from `data.default`."""
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in cast("list[Any]", parts)):
-        return parts  # the schema says what is wrong
+        return cast("Any", parts)  # the schema says what is wrong
     found: list[Tree] = []
     for part in cast("list[Tree]", parts):
         given = {key: value for key, value in part.items() if value is not None}

@@ -253,7 +253,7 @@ async def _all_tools(client: Any) -> list[dict[str, Any]]:
         page = await client.list_tools(cursor=cursor)
         for tool in page.tools:
             description = tool.description or tool.title or tool.name
-            schema = {"type": "object", "properties": {}, **tool.input_schema}
+            schema: dict[str, Any] = {"type": "object", "properties": {}, **tool.input_schema}
             found.append({"type": "function", "name": tool.name, "description": description, "parameters": schema})
         cursor = page.next_cursor
         if cursor is None:

@@ -145,17 +145,18 @@ def _checked(environments: object) -> Mapping[str, Mapping[str, Any] | None]:
     if isinstance(environments, Mapping):
         entries = cast("Mapping[object, object]", environments)
     if not entries or not all(
-        isinstance(name, str) and isinstance(options or {}, Mapping) for name, options in entries.items()
+        isinstance(name, str) and (options is None or isinstance(options, Mapping)) for name, options in entries.items()
     ):
         raise ConfigError(
             f"environments is {str(environments)[:80]}",
             where="environment 'mixture'",
             expected="names with their options, as in {math: {weight: 2}, calculator: {}}",
         )
-    for name, options in entries.items():
-        if cast("Mapping[str, Any]", options or {}).get("environment", name) == MIXTURE:
+    checked = cast("Mapping[str, Mapping[str, Any] | None]", entries)
+    for name, options in checked.items():
+        if (options or {}).get("environment", name) == MIXTURE:
             raise ConfigError("a mixture holds no mixture", where=f"environment {name!r}", fix="name its entries here")
-    return cast("Mapping[str, Mapping[str, Any] | None]", entries)
+    return checked
 
 
 def _weight(name: str, value: object) -> float:

@@ -54,7 +54,9 @@ class ReasoningGym(Environment):
 
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:
         """The first `num_tasks` puzzles of `split`, one of each dataset in turn."""
-        sizes = {**NUM_TASKS, split: self._available(split)} if num_tasks is None and split in NUM_TASKS else NUM_TASKS
+        sizes: dict[Split, int] = dict(NUM_TASKS)
+        if num_tasks is None and split in sizes:
+            sizes[split] = self._available(split)
         return first_tasks(split, num_tasks, sizes, self._rows)
 
     def _available(self, split: Split) -> int:

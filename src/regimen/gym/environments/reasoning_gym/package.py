@@ -12,7 +12,9 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
+
+import msgspec
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.workers import Workers
@@ -35,7 +37,7 @@ def _workers() -> Workers:
     return Workers(SCRIPT, min(4, os.cpu_count() or 1), SCORE_SECONDS, task="scoring the answer")
 
 
-class Puzzle(NamedTuple):
+class Puzzle(msgspec.Struct, frozen=True):
     """A question of a dataset, and the package's answer to it, if it gives one."""
 
     dataset: str
