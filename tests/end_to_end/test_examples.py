@@ -31,6 +31,7 @@ def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *words: Any) -> None
 
 def test_every_example_is_tested():
     tested = {"python_api.py", "custom_reward.py", "custom_environment.py", "evaluate_two_models.py", "grpo_loop.py"}
+    tested.add("gymnasium_blackjack.py")  # in tests/unit/gym/test_gymnasium_api.py
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 

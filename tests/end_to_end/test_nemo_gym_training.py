@@ -70,7 +70,7 @@ def test_the_gyms_episodes_train(gym: tuple[str, int], tiny_folder: Path, tmp_pa
         assert all(len(turns_of(row["response"]["output"])) == row["num_turns"] == 1 for row in rows)
     # Sampler and policy agree in float32, so what trained is what was sampled, with its log-probabilities.
     assert max(tiny_runs.column(tmp_path / "run", "train/gen_logprob_error_max")) < 1e-3
-    assert len(tiny_runs.column(tmp_path / "run", "val/reward")) >= 1
+    assert len(tiny_runs.column(tmp_path / "run", "validation/reward")) >= 1
 
 
 @pytest.mark.slow

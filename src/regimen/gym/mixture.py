@@ -148,7 +148,7 @@ def _checked(environments: object) -> Mapping[str, Mapping[str, Any] | None]:
         isinstance(name, str) and (options is None or isinstance(options, Mapping)) for name, options in entries.items()
     ):
         raise ConfigError(
-            f"environments is {str(environments)[:80]}",
+            f"environments is {str(cast('object', environments))[:80]}",
             where="environment 'mixture'",
             expected="names with their options, as in {math: {weight: 2}, calculator: {}}",
         )

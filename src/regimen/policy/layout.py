@@ -22,6 +22,7 @@ from regimen.tokens.forest import Forest, TrainingSequence, build_forest
 
 # Relative; rounding in float32 stays far below it, what leaks from one sequence into another far above.
 _TOLERANCE = 1e-3
+_ROUNDED = 5e-2  # the same between weights or products of 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +65,25 @@ def row_states(decoder: Any, rows: Rows) -> Tensor:
 
 @torch.no_grad()
 def why_unrolled(model: Any) -> str | None:
-    """Why `model` gets rows; None for forests, whose attention is then set. Its weights are whole, in float32.
+    """Why `model` gets rows; None for forests, whose attention is then set. Its weights are whole.
 
     Raises `PolicyError` where the model computes its logits in another way than by its head.
     """
-    forest, device = _small_forest(), next(model.parameters()).device
+    device = next(model.parameters()).device
+    if all(weight.dtype == torch.float32 for weight in model.parameters()):
+        return _tried(model, device, _TOLERANCE)
+    with torch.autocast(device.type, dtype=torch.bfloat16):  # adapters in float32 beside weights that are not
+        return _tried(model, device, _ROUNDED)
+
+
+def _tried(model: Any, device: torch.device, tolerance: float) -> str | None:
+    forest = _small_forest()
     rows = unroll(forest, device)
     if (model.config._attn_implementation or "").startswith("regimen"):  # set by an earlier owner of this model
         model.set_attn_implementation("eager")
     before = model.config._attn_implementation
     own = row_states(model.base_model, rows)
-    _require_plain_head(model, rows, own)
+    _require_plain_head(model, rows, own, tolerance)
     mixers = token_mixers(model)
     if mixers:
         return f"tokens are mixed outside attention, by {', '.join(mixers)}"
@@ -84,7 +93,7 @@ def why_unrolled(model: Any) -> str | None:
     except (PolicyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
     else:
-        if _distance(states, own[rows.row, rows.column]) < _TOLERANCE:
+        if _distance(states, own[rows.row, rows.column]) < tolerance:
             return None
         reason = "with shared prefixes its numbers are not those of its own code"
     model.set_attn_implementation(before)
@@ -98,11 +107,11 @@ def _small_forest() -> Forest:
     return build_forest([TrainingSequence(path, [(1, len(path))]) for path in paths])
 
 
-def _require_plain_head(model: Any, rows: Rows, states: Tensor) -> None:
+def _require_plain_head(model: Any, rows: Rows, states: Tensor, tolerance: float) -> None:
     logits = model(input_ids=rows.tokens, attention_mask=rows.mask, use_cache=False).logits
     used = rows.mask.bool()
     own = model.get_output_embeddings()(states)
-    if _distance(own[used], logits[used]) > _TOLERANCE:
+    if _distance(own[used], logits[used]) > tolerance:
         raise PolicyError(
             f"a {type(model).__name__} changes its logits behind the vocabulary head (a cap, or a scale)",
             expected="logits that are the head's product with the last hidden states",

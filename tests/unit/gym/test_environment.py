@@ -65,7 +65,7 @@ def test_from_an_entry_point(monkeypatch):
     point = EntryPoint("theirs", "regimen.gym.environments.calculator:Calculator", module.ENTRY_POINT_GROUP)
     monkeypatch.setattr(module, "entry_points", lambda group: [point] if group == "regimen.environments" else [])
     assert isinstance(load_environment("theirs"), Calculator)
-    with pytest.raises(ConfigError, match=r"one of calculator, .*theirs, a folder with environment\.py, or path"):
+    with pytest.raises(ConfigError, match=r"one of calculator, .*theirs, .*a folder with environment\.py, or path"):
         load_environment("nothing")
 
 
