@@ -60,7 +60,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_gyms_episodes_train(gym: tuple[str, int], tiny_folder: Path, tmp_path: Path) -> None:
-    result = train(load_train_config(tree(tiny_folder, tmp_path, *gym)))
+    result = train(load_train_config(tree(tiny_folder, tmp_path, *gym, val_period=2)))
     assert result.num_steps == 2
     assert sum(result.ledger.values()) == 2 * 6
     assert not any(name.startswith("failed") for name in result.ledger)
