@@ -12,23 +12,18 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
-from xxhash import xxh3_128_hexdigest
 
+from regimen.convert.asked import Asked, Message, asked_of, reasoning_characters, unwritten, with_numbered_calls
 from regimen.convert.options import Reasoning
 from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.messages import (
     SAMPLED_IDS,
-    chat_tools,
-    input_messages,
     output_messages,
-    reasoning_text,
     text_part,
 )
 from regimen.rollouts.records import Rollout, Source, canonical_bytes
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
 from regimen.rollouts.usual import Told
-
-ASKED = ("instructions", "input", "tools")
 
 
 class _Object(msgspec.Struct):
@@ -36,27 +31,9 @@ class _Object(msgspec.Struct):
 
 
 OBJECT = msgspec.json.Decoder(_Object)
-Message = dict[str, Any]
 RowKey = tuple[str, int]
 NO_SEQUENCES = msgspec.msgpack.encode([])
 SEQUENCES = msgspec.msgpack.Decoder(list[TokenSequence])
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """What an episode was asked, made once for repeats that ask the same: the request, then what it is as chat.
-
-    `key` is equal for equal prompts and tools, `tools_key` for equal tools. Messages do not tell hidden reasoning and
-    who was the developer.
-    """
-
-    params: dict[str, Any]
-    prompt: list[Message]
-    tools: list[dict[str, Any]]
-    key: str
-    tools_key: bytes
-    reasoning_characters: int
-    num_hidden_reasoning: int
-    num_developer_messages: int
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,12 +118,12 @@ def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
     `like` is an episode that may have been asked the same: then its prompt and tools are taken over, not mapped again.
     """
     assert rollout.reward is not None
-    asked = _asked(rollout.params, like)
+    asked = asked_of(rollout.params, None if like is None else like.asked)
     completion = output_messages(rollout.output)
     has_ids = any(SAMPLED_IDS in item for item in rollout.output)
     sequences = sequences_of(turns_of(rollout.output)) if has_ids else []
     tokenizer, template = fingerprints(rollout)
-    hidden, developer = _unwritten(rollout.output)
+    hidden, developer = unwritten(rollout.output)
     return Episode(
         source=rollout.source,
         task_id=rollout.task_id,
@@ -164,7 +141,7 @@ def episode_of(rollout: Rollout, like: Episode | None = None) -> Episode:
         num_sampled=sum(sequence.num_trained for sequence in sequences),
         tokenizer=tokenizer,
         template=template,
-        reasoning_characters=asked.reasoning_characters + _reasoning_characters(completion),
+        reasoning_characters=asked.reasoning_characters + reasoning_characters(completion),
         num_hidden_reasoning=asked.num_hidden_reasoning + hidden,
         num_developer_messages=asked.num_developer_messages + developer,
     )
@@ -181,7 +158,7 @@ def episode_told(
 ) -> Episode:
     """The episode of a row of the usual shape: what `episode_of` makes of its rollout, in less time."""
     assert row.reward is not None
-    asked = _asked(params, like)
+    asked = asked_of(params, None if like is None else like.asked)
     tokenizer, template = _stamped(told.stamp)
     return Episode(
         source=source,
@@ -204,41 +181,6 @@ def episode_told(
         num_hidden_reasoning=asked.num_hidden_reasoning,
         num_developer_messages=asked.num_developer_messages,
     )
-
-
-def _asked(params: dict[str, Any], like: Episode | None) -> Asked:
-    known = None if like is None else like.asked
-    if known is not None and (params is known.params or _ask_the_same(params, known.params)):
-        return known
-    prompt = input_messages(params)
-    if known is not None and params.get("tools") is known.params.get("tools"):
-        tools, tools_key = known.tools, known.tools_key
-    else:
-        tools = chat_tools(params)
-        tools_key = canonical_bytes(tools)
-    given = params.get("input")
-    hidden, developer = _unwritten(cast("list[dict[str, Any]]", given) if isinstance(given, list) else [])
-    key = xxh3_128_hexdigest(b"\n".join((canonical_bytes(with_numbered_calls(prompt)), tools_key)))
-    return Asked(params, prompt, tools, key, tools_key, _reasoning_characters(prompt), hidden, developer)
-
-
-def _ask_the_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one.get(name) == other.get(name) for name in ASKED)
-
-
-def _reasoning_characters(messages: list[Message]) -> int:
-    return sum([len(message.get("reasoning_content", "")) for message in messages])
-
-
-def _unwritten(items: list[dict[str, Any]]) -> tuple[int, int]:
-    """How many reasoning items have no text, and how many messages were the developer's: messages say neither."""
-    hidden = developer = 0
-    for item in items:
-        if item.get("encrypted_content"):
-            hidden += not reasoning_text(item)
-        elif item.get("role") == "developer":
-            developer += 1
-    return hidden, developer
 
 
 def _num_characters(message: Message) -> int:
@@ -357,31 +299,6 @@ def _contents(episode: Episode) -> Hashable:
 
 def _hashable(content: str | list[dict[str, Any]]) -> str | bytes:
     return content if isinstance(content, str) else canonical_bytes(content)
-
-
-def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
-    """`messages` with call ids replaced by the order in which they appear."""
-    numbers: dict[str, str] = {}
-    numbered: list[Message] = []
-    for message in messages:
-        if "tool_calls" not in message and "tool_call_id" not in message:
-            numbered.append(message)
-            continue
-        copied = dict(message)
-        if "tool_calls" in copied:
-            copied["tool_calls"] = [
-                {**call, "id": numbers.setdefault(str(call["id"]), str(len(numbers)))} for call in copied["tool_calls"]
-            ]
-        if "tool_call_id" in copied:
-            call_id = str(copied["tool_call_id"])
-            copied["tool_call_id"] = numbers.setdefault(call_id, str(len(numbers)))
-        numbered.append(copied)
-    return numbered
-
-
-def digest(value: Any) -> str:
-    """A hash of a JSON value that does not depend on the order of keys."""
-    return xxh3_128_hexdigest(canonical_bytes(value))
 
 
 def in_task_order(episodes: Iterable[Episode]) -> list[Episode]:

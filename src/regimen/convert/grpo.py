@@ -14,7 +14,8 @@ from typing import Any, TypedDict, cast
 
 import msgspec
 
-from regimen.convert.episodes import ASKED, RowKey, digest, fingerprints
+from regimen.convert.asked import ASKED, digest
+from regimen.convert.episodes import RowKey, fingerprints
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.sidecar import Example, TaskRecord

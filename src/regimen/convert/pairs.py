@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import msgspec
 
-from regimen.convert.episodes import Episode, Message, RowKey, rank, text_keys, with_numbered_calls
+from regimen.convert.asked import Message, with_numbered_calls
+from regimen.convert.episodes import Episode, RowKey, rank, text_keys
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.split import task_position

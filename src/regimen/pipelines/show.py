@@ -1,16 +1,19 @@
 """The first batch of a run, for a person to look at: tokens, masks, weights.
 
-In: a prepared run. Out: text on the screen. Tokens that train stand in bold green, context is dim.
+In: a configuration. Out: text on the screen. Tokens that train stand in bold green, context is dim.
 """
 
 from __future__ import annotations
+
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from regimen.config.schema import TrainConfig
-from regimen.pipelines.prepare import Prepared
+from regimen.pipelines.prepare import Prepared, prepare
 from regimen.tokens.forest import TrainingSequence
 from regimen.tokens.packing import micro_batches
 from regimen.tokens.template import Renderer
@@ -18,7 +21,17 @@ from regimen.tokens.template import Renderer
 MAX_SHOWN = 4
 
 
-def show_first_batch(prepared: Prepared, config: TrainConfig) -> None:
+def show_first_batch(config: TrainConfig) -> None:
+    """Prepare a run and print its first batch; episodes played for a look do not replace those of the run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare(config, Path(scratch), for_training=False)
+        try:
+            _show(prepared, config)
+        finally:
+            prepared.close()
+
+
+def _show(prepared: Prepared, config: TrainConfig) -> None:
     """Print the first batch of `prepared.source` and how it is laid out."""
     console = Console()
     batch = prepared.source.batch(0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -92,7 +91,8 @@ def train(
     seed_everything(config.seed)
     with joined(config) as ranks, deterministic_kernels(config.run.deterministic):
         if show_batch:
-            return _show(config)
+            show_first_batch(config)
+            return TrainResult(Path(config.checkpointing.checkpoint_dir), None, 0, {}, {})
         folder = Path(config.checkpointing.checkpoint_dir)
         run = RunFolder(folder, dump(config), resume=resume, allow_changed=allow_changed)
         prepared = prepare(config, folder, for_training=True)
@@ -115,17 +115,6 @@ def _open(run: RunFolder, prepared: Prepared) -> None:
         print(f"note: no prefixes are shared, each sequence is a row: {prepared.policy.unrolled}", file=sys.stderr)
     if prepared.data:
         write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
-
-
-def _show(config: TrainConfig) -> TrainResult:
-    """Print the first batch; episodes that are played for a look must not replace those of a run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(config, Path(scratch), for_training=False)
-        try:
-            show_first_batch(prepared, config)
-        finally:
-            prepared.close()
-    return TrainResult(Path(config.checkpointing.checkpoint_dir), None, 0, {}, {})
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from regimen.convert import dpo, sft
+from regimen.convert.asked import digest
 from regimen.convert.balance import TaskRows, balanced_rows
-from regimen.convert.episodes import Episode, by_task, digest
+from regimen.convert.episodes import Episode, by_task
 from regimen.convert.grpo import TaskRollout, candidates_of
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
