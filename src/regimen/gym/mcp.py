@@ -78,16 +78,19 @@ def with_mcp_servers(kind: type[Environment], given: object) -> type[Environment
             return session
 
         async def call(self, session: Any, name: str, arguments: dict[str, Any]) -> str:
-            owner = session.owners.get(name)
+            owner = session.owners.get(name) if isinstance(session, _Session) else None
             if owner is None:
-                return await super().call(session.inner, name, arguments)
+                return await super().call(_inner(session), name, arguments)
             return await session.connections[owner].call(name, arguments)
 
+        async def observe(self, session: Any, output: list[dict[str, Any]]) -> str | None:
+            return await super().observe(_inner(session), output)
+
         async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
-            return await super().verify(session.inner, task, output)
+            return await super().verify(_inner(session), task, output)
 
         async def solve(self, session: Any, task: Task) -> list[dict[str, Any]] | None:
-            return await super().solve(session.inner, task)
+            return await super().solve(_inner(session), task)
 
         async def close(self, session: Any) -> None:
             try:
@@ -148,6 +151,11 @@ class _Session:
         for error in found:
             if isinstance(error, BaseException):
                 raise error
+
+
+def _inner(session: Any) -> Any:
+    """The environment's own session, which it hands to its own methods too."""
+    return session.inner if isinstance(session, _Session) else session
 
 
 class Connection:

@@ -79,6 +79,10 @@ class Mixture(Environment):
         """A tool of that environment."""
         return await session.member.call(session.inner, name, arguments)
 
+    async def observe(self, session: Any, output: list[dict[str, Any]]) -> str | None:
+        """Its observation."""
+        return await session.member.observe(session.inner, output)
+
     async def verify(self, session: Any, task: Task, output: list[dict[str, Any]]) -> Verdict:
         """Its verdict."""
         return await session.member.verify(session.inner, task, output)

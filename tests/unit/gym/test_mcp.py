@@ -114,6 +114,20 @@ async def test_each_episode_has_its_own_session_and_is_judged_as_before(environm
         await environment.close(second)
 
 
+async def test_an_environment_that_observes_does_so_beside_the_tools(script: Path) -> None:
+    options = {"mcp_servers": {"notes": {"command": sys.executable, "args": [str(script)]}}}
+    environment = load_environment("gridworld", options)
+    [task] = environment.tasks("train", 1)
+    session = await environment.seed(task)
+    try:
+        assert await environment.call(session, "add_note", {"text": "go"}) == "1 notes"
+        solved = await environment.solve(session, task)
+        assert solved is not None
+        assert (await environment.verify(session, task, solved)).reward == 1.0
+    finally:
+        await environment.close(session)
+
+
 async def test_a_call_that_takes_too_long_fails_the_episode(script: Path) -> None:
     servers = {"notes": {"command": sys.executable, "args": [str(script)], "seconds": 10}}
     environment = load_environment("calculator", {"mcp_servers": servers})

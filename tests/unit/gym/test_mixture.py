@@ -10,7 +10,7 @@ import pytest
 
 from regimen.errors import ConfigError
 from regimen.gym.aggregate import aggregate_by_environment
-from regimen.gym.conformance import check_environment
+from regimen.gym.conformance import check_environment, message
 from regimen.gym.environment import Environment, Task, Verdict, load_environment
 from regimen.gym.mixture import Drawn, Mixture, in_turn, mixed
 
@@ -53,6 +53,19 @@ def test_tasks_are_those_of_the_entries_under_their_names(mixture: Environment) 
 
 async def test_the_promises_of_environments_hold(mixture: Environment) -> None:
     assert [check for check in await check_environment(mixture, 8) if check.problem] == []
+
+
+async def test_an_entry_that_observes_is_played_through_the_mixture() -> None:
+    mixture = load_environment("mixture", {"environments": {"gridworld": {}, "calculator": {}}})
+    for task in mixture.tasks("train", 4):
+        session = await mixture.seed(task)
+        solved = await mixture.solve(session, task)
+        assert solved is not None
+        await mixture.close(session)
+        session = await mixture.seed(task)
+        seen = await mixture.observe(session, [message("north")])
+        assert (seen is None) == (task.row["agent_ref"]["name"] == "calculator")
+        await mixture.close(session)
 
 
 def test_an_entry_plays_its_own_tasks(mixture: Environment) -> None:
