@@ -75,6 +75,8 @@ class RowsGeneration(TransformersGeneration):
         """The next token of each row, `[n]`, from its request's own random stream; 0 behind its end."""
         going = [row for row, request in enumerate(self._active) if request.stop_reason is None]
         self._sample([self._active[row] for row in going], logits[going].float())
+        for request in [self._active[row] for row in going if self._active[row].on_token is not None]:
+            request.future.get_loop().call_soon_threadsafe(request.tell)
         chosen = [self._active[row].ids[-1] if row in set(going) else 0 for row in range(len(self._active))]
         return torch.tensor(chosen, device=logits.device)
 

@@ -56,8 +56,8 @@ class Request:
         """Hand the tokens sampled since the last time to who listens."""
         if self.on_token is None:
             return
-        told, self.num_told = self.num_told, len(self.ids)
-        for token, logprob in zip(self.ids[told:], self.logprobs[told:], strict=True):
+        told, self.num_told = self.num_told, min(len(self.ids), len(self.logprobs))  # the engine may be adding one
+        for token, logprob in zip(self.ids[told : self.num_told], self.logprobs[told : self.num_told], strict=True):
             self.on_token(token, logprob)
 
 
