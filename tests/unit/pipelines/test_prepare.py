@@ -48,7 +48,7 @@ def player() -> Player:
 def test_the_clock_ends_no_episode_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TransformersGeneration, "load", lambda *_, **__: None)
     monkeypatch.setattr(prepare, "resolve_model", str)
-    made = prepare._player(config(), load_environment("calculator"), Stops())  # type: ignore
+    made = prepare._player(config(), load_environment("calculator"), Stops(), [])  # type: ignore
     assert made.limits.episode_seconds is None
 
 

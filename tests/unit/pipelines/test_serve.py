@@ -21,7 +21,7 @@ from regimen.serving.guard import Guard
         (ServeConfig(), "nothing to serve"),
         (ServeConfig(model="m", model_url="http://x"), "served there already"),
         (ServeConfig(environment="calculator", model_url="http://x"), "no name"),
-        (ServeConfig(environment="calculator", with_token_ids=True), "belong to a model server"),
+        (ServeConfig(environment="calculator", with_token_ids=True), "for a model elsewhere"),
         (ServeConfig(model="m", weights_folder=Path("gone")), "no such folder"),
     ],
     ids=str,
