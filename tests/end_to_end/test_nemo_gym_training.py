@@ -60,7 +60,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_gyms_episodes_train(gym: tuple[str, int], tiny_folder: Path, tmp_path: Path) -> None:
-    result = train(load_train_config(tree(tiny_folder, tmp_path, *gym, val_period=2)))
+    result = train(load_train_config(tree(tiny_folder, tmp_path, *gym, val_period=1)))
     assert result.num_steps == 2
     assert sum(result.ledger.values()) == 2 * 6
     assert not any(name.startswith("failed") for name in result.ledger)
@@ -70,7 +70,11 @@ def test_the_gyms_episodes_train(gym: tuple[str, int], tiny_folder: Path, tmp_pa
         assert all(len(turns_of(row["response"]["output"])) == row["num_turns"] == 1 for row in rows)
     # Sampler and policy agree in float32, so what trained is what was sampled, with its log-probabilities.
     assert max(tiny_runs.column(tmp_path / "run", "train/gen_logprob_error_max")) < 1e-3
-    assert len(tiny_runs.column(tmp_path / "run", "validation/reward")) >= 1
+    assert len(tiny_runs.column(tmp_path / "run", "validation/reward")) == 2
+    assert {row["_ng_task_index"] for row in rows_of(tmp_path / "run" / "rollouts" / "validation_2.jsonl")} == {
+        100,
+        101,
+    }
 
 
 @pytest.mark.slow
