@@ -14,7 +14,7 @@ RegimenError                   a message a person can act on: what, where, expec
     ├── GymError               an environment, a tool or a verifier failed
     ├── EndpointError          a server that was asked did not answer, or not as it should
     └── RunError               a run folder cannot be written or resumed
-        └── OtherRankError     another process of the run failed first, and says why
+        └── OtherRankError     another process of the run failed first, and says why               exit 3
 """
 
 from __future__ import annotations
@@ -130,4 +130,11 @@ class RunError(WorkError):
 
 
 class OtherRankError(RunError):
-    """Another process of the run failed first, and says why; this one only ends."""
+    """Another process of the run failed first, and says why; this one only ends, with a code that tells the two."""
+
+    exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of its error in the first line; the error's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from regimen.adapters import base_of, holds_adapters
-from regimen.errors import PolicyError
+from regimen.errors import PolicyError, first_line
 
 
 def default_device() -> torch.device:
@@ -44,7 +44,7 @@ def load_merged(folder: str | Path, base: str, dtype: torch.dtype, *, trust_remo
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise PolicyError(
-            f"no adapters can be loaded ({_first_line(error)})",
+            f"no adapters can be loaded ({first_line(error)})",
             where=str(folder),
             expected=f"adapters of {base}, as peft writes them",
         ) from error
@@ -62,7 +62,7 @@ def _loaded(folder: str | Path, dtype: torch.dtype, trust_remote_code: bool, set
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyError(
-            f"no model can be loaded ({_first_line(error)})",
+            f"no model can be loaded ({first_line(error)})",
             where=str(folder),
             expected="a Hugging Face model folder with safetensors, or a hub name",
         ) from error
@@ -73,10 +73,6 @@ def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
 
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": settings, "device_map": {"": default_device()}}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # What changes scores or logits in ways that neither the forest nor the decoding attention computes; neutral values.

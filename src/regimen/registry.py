@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from regimen.errors import ConfigError
@@ -44,15 +45,20 @@ def nearest(name: str, known: list[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint for an error: the nearest known name; None when nothing is close."""
+    close = nearest(name, list(known))
+    return f"did you mean {close!r}?" if close else None
+
+
 def resolve(kind: str, name: str) -> Any:
     """Import and return the part `name` of `kind`; raises `ConfigError` for an unknown name."""
     table = PARTS[kind]
     if name not in table:
-        close = nearest(name, list(table))
         raise ConfigError(
             f"unknown {kind} {name!r}",
             expected=f"one of {', '.join(sorted(table))}",
-            fix=f"did you mean {close!r}?" if close else None,
+            fix=did_you_mean(name, table),
         )
     module, attribute = table[name].split(":")
     return getattr(importlib.import_module(module), attribute)

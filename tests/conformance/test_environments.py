@@ -5,13 +5,16 @@ A new environment adds nothing here, unless it cannot be without an option.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_judge import running_judge
 
 from regimen.errors import ConfigError
+from regimen.gym import environments
 from regimen.gym.conformance import PROMISES
 from regimen.gym.environment import SPLITS, Environment, load_environment, shipped_environments
 
@@ -34,8 +37,8 @@ def options() -> Iterator[dict[str, dict[str, Any]]]:
 
 
 @pytest.fixture
-def make(name, options) -> Callable[[], Environment]:
-    def made() -> Environment:
+def make(name, options) -> Callable[..., Environment]:
+    def made(options: dict[str, dict[str, Any]] = options) -> Environment:
         try:
             return load_environment(name, options.get(name))
         except ConfigError as error:
@@ -55,6 +58,19 @@ def test_the_name_is_the_folder(name, make):
     environment = make()
     assert environment.name == name
     assert environment.max_turns >= 1
+
+
+def test_the_example_rows_are_the_first_tasks(name, make, options):
+    """One of each kind, or five."""
+    if name == "calculator":
+        pytest.skip("has none")
+    path = Path(environments.__file__).parent / name / "example.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if name == "reasoning_gym":  # one of each of some data sets
+        options = {name: {"dataset": [row["dataset"] for row in rows]}}
+    tasks = make(options).tasks("train")
+    kinds = {task.row.get("kind") for task in tasks}
+    assert [task.row for task in tasks[: 5 if kinds == {None} else len(kinds)]] == rows
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,7 @@ LORA = {"enabled": True, "dim": 4, "alpha": 8}
 # A and B of q, k, v, o, gate, up, down: rank times inputs and outputs, in two layers
 NUM_TRAINED = 2 * 4 * (64 + 48 + 48 + 64 + 80 + 80 + 80)
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    """Threads that wait for each other make runs this small many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def configuration(algorithm: str, model: Path, home: Path, name: str = "run", **section: Any) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import tiny_runs
 
-from regimen.tracking.jsonl import read_metrics
-
 # Imports once; then each line of input is a run in a process of its own, whose id and exit code are answered.
 SERVER = """
 import json, os, sys, traceback
@@ -141,12 +139,6 @@ def kill_sometime(server: Server, process: int, run: Path, moment: random.Random
     return run.exists() and bool(unfinished(run) - left)
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
-    """Everything logged but the clock's figures."""
-    rows = read_metrics(run / "metrics.jsonl")
-    return [row for row in rows if not any(name.startswith(("timing/", "performance/")) for name in row)]
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -172,8 +164,8 @@ def check_killed_runs(
     ]
     assert any(halves), "no kill fell into a write"
     server.finish(config, run)
-    assert [row["step"] for row in figures(run) if "train/loss" in row] == list(range(1, num_steps + 1))
-    assert figures(run) == figures(expected)
+    assert [row["step"] for row in tiny_runs.figures(run) if "train/loss" in row] == list(range(1, num_steps + 1))
+    assert tiny_runs.figures(run) == tiny_runs.figures(expected)
     assert contents(run / "model") == contents(expected / "model")
     last = f"step_{num_steps}"
     assert contents(run / last) == contents(expected / last)  # optimiser and random states too

@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import tiny_runs
+from training_processes import TIMEOUT, finish, start, wait_for_a_step, written
 
 from regimen.config.load import load_train_config
 from regimen.pipelines.run import SHARDS_FOLDER, STATE_FILE, checkpoints
 from regimen.pipelines.train import train
 from regimen.tracking.jsonl import read_metrics
 
-TIMEOUT = 300
 TWO = ["policy.dtensor_cfg.enabled=true", "cluster.num_processes=2"]
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    places = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    environment = {name: value for name, value in os.environ.items() if name not in places}
-    return subprocess.Popen(
-        [sys.executable, "-m", "regimen.cli.main", "train", *words],
-        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    return process.returncode, stdout, stderr
-
-
-def written(algorithm: str, model: Path, folder: Path, **section: object) -> str:
-    tree = tiny_runs.configuration(algorithm, model, folder, folder / "two", **section)
-    tree["policy"]["precision"] = "float32"
-    path = folder / "config.json"
-    path.write_text(json.dumps(tree))
-    return str(path)
 
 
 @pytest.mark.parametrize(
     "algorithm", ["grpo", pytest.param("sft", marks=pytest.mark.slow), pytest.param("dpo", marks=pytest.mark.slow)]
 )
 def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: Path) -> None:
-    path = written(algorithm, tiny_folder, tmp_path, max_num_steps=2)
+    path = written(algorithm, tiny_folder, tmp_path, "two", max_num_steps=2)
     asynchronous = "checkpointing.is_async=true"  # two of two checkpoints are under way while training goes on
     code, stdout, stderr = finish(start(path, *TWO, *([asynchronous] if algorithm != "sft" else [])))
     assert code == 0, stderr
@@ -86,7 +56,7 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
 @pytest.mark.slow
 def test_the_best_checkpoint_and_the_latest_are_kept(tiny_folder: Path, tmp_path: Path) -> None:
     """Ranked by a loss that only grows, as the learning rate is far too high: the first is the best."""
-    path = written("sft", tiny_folder, tmp_path, max_num_steps=3, val_period=1)
+    path = written("sft", tiny_folder, tmp_path, "two", max_num_steps=3, val_period=1)
     more = ["checkpointing.metric_name=val:loss", "checkpointing.keep_top_k=1", "policy.optimizer.kwargs.lr=1"]
     code, _, stderr = finish(start(path, *TWO, *more))
     assert code == 0, stderr
@@ -99,35 +69,28 @@ def test_the_best_checkpoint_and_the_latest_are_kept(tiny_folder: Path, tmp_path
 
 @pytest.mark.slow
 def test_sigterm_stops_all_after_the_same_step(tiny_folder: Path, tmp_path: Path) -> None:
-    path = written(
-        "sft", tiny_folder, tmp_path, max_num_epochs=3000, max_num_steps=5000, val_period=0, val_at_end=False
-    )
+    section = {"max_num_epochs": 3000, "max_num_steps": 5000, "val_period": 0, "val_at_end": False}
+    path = written("sft", tiny_folder, tmp_path, "two", **section)
     more = ["checkpointing.save_period=10000"]
     process = start(path, *TWO, *more)
-    metrics = tmp_path / "two" / "metrics.jsonl"
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline and not (metrics.exists() and b"train/loss" in metrics.read_bytes()):
-        time.sleep(0.05)
+    wait_for_a_step(tmp_path / "two")
     process.send_signal(signal.SIGTERM)
     code, _, stderr = finish(process)
     assert code == 130, stderr
     assert stderr.count("SIGTERM: finishing this step") == 1
     [checkpoint] = checkpoints(tmp_path / "two")
-    steps = [row["step"] for row in read_metrics(metrics) if "train/loss" in row]
+    steps = [row["step"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl") if "train/loss" in row]
     assert checkpoint.name == f"step_{steps[-1]}"
 
 
 @pytest.mark.slow
 def test_an_error_of_all_is_said_once_and_a_lost_process_ends_the_run(tiny_folder: Path, tmp_path: Path) -> None:
-    path = written("sft", tiny_folder, tmp_path, max_num_epochs=3000, max_num_steps=5000)
+    path = written("sft", tiny_folder, tmp_path, "two", max_num_epochs=3000, max_num_steps=5000)
     code, _, stderr = finish(start(path, *TWO, "data.train.data_path=/nowhere.jsonl"))
     assert (code, stderr.count("there is no such file")) == (2, 1)
     assert "Traceback" not in stderr
     process = start(path, *TWO, "checkpointing.save_period=10000")
-    metrics = tmp_path / "two" / "metrics.jsonl"
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline and not (metrics.exists() and b"train/loss" in metrics.read_bytes()):
-        time.sleep(0.05)
+    wait_for_a_step(tmp_path / "two")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     code, _, stderr = finish(process)
@@ -138,7 +101,7 @@ def test_an_error_of_all_is_said_once_and_a_lost_process_ends_the_run(tiny_folde
 
 @pytest.mark.slow
 def test_torchrun_starts_it_too(tiny_folder: Path, tmp_path: Path) -> None:
-    path = written("sft", tiny_folder, tmp_path, max_num_steps=2)
+    path = written("sft", tiny_folder, tmp_path, "two", max_num_steps=2)
     words = ["--standalone", "--nproc-per-node", "2", "-m", "regimen.cli.main", "train", path, TWO[0]]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,7 @@ from regimen.pipelines.run import STATE_FILE, checkpoints
 from regimen.pipelines.train import train
 from regimen.tracking.jsonl import read_metrics
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    """Models this small gain nothing from more, and lose much on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def configuration(algorithm: str, model: Path, home: Path, name: str = "run", **sections: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "errors": set(),
     "registry": set(),
     "config": set(),
+    "rank": set(),  # which process this is, from the environment
     "rollouts": set(),
     "convert": {"rollouts"},
     "tokens": {"rollouts", "convert/sidecar"},
@@ -26,7 +27,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "models": {"adapters"},  # loading a model folder, for the two rooms that hold one
     "connections": set(),  # to the server that an endpoint asks
     "endpoint": {"connections"},  # asking a server over HTTP, for the two rooms that do
-    "generation": {"tokens", "models", "endpoint"},
+    "generation": {"tokens", "models", "endpoint", "rank"},
     "policy": {"tokens", "models", "adapters"},
     "gym": {"rollouts", "tokens", "generation/base", "endpoint"},
     "serving": {"rollouts", "generation/base", "gym"},  # three servers behind one guard
@@ -53,6 +54,7 @@ WITHOUT_TENSORS = {
     "errors",
     "registry",
     "adapters",
+    "rank",
 }
 
 

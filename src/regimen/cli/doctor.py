@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from regimen.cli.findings import escape, print_findings
+from regimen.cli.findings import escape, print_findings, sizes_text
 from regimen.diagnosis.batches import Schedule
-from regimen.diagnosis.memory import PARTS, MemoryEstimate
-from regimen.pipelines.doctor import GIGABYTE, Checkup
+from regimen.diagnosis.memory import GIGABYTE, MemoryEstimate
+from regimen.pipelines.doctor import Checkup
 from regimen.rollouts.writer import encode_row
 
 
@@ -80,6 +80,5 @@ def _schedule(plan: Schedule) -> str:
 def _memory(estimate: MemoryEstimate | None) -> str:
     if estimate is None:
         return "no estimate: the model's config.json is not there or names its sizes otherwise"
-    named = ((name.replace("_", " "), getattr(estimate, name)) for name in PARTS)
-    parts = ", ".join(f"{name} {size / GIGABYTE:.2f}" for name, size in named if size)
+    parts = sizes_text(estimate.parts)
     return f"about {estimate.total / GIGABYTE:.1f} GB for {estimate.parameters:,} parameters, an estimate ({parts})"

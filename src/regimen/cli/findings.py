@@ -1,15 +1,18 @@
-"""Findings on the screen, for `regimen inspect` and `regimen doctor` alike.
+"""What `regimen inspect`, `doctor` and `plan` show alike: findings, text from the data, sizes of memory.
 
 In: `Finding`s and a console. Out: a table: severity, code, example, fix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import markup
 from rich.console import Console
 from rich.table import Table
 
 from regimen.diagnosis.findings import Finding
+from regimen.diagnosis.memory import GIGABYTE
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -28,6 +31,11 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         table.add_row(f"[{colour}]{found.severity}[/{colour}]", escape("\n".join(lines)))
     if findings:
         console.print(table)
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """Bytes by what they are for, in GB; nothing of what takes none."""
+    return ", ".join(f"{name.replace('_', ' ')} {size / GIGABYTE:.2f}" for name, size in sizes.items() if size)
 
 
 def escape(text: str) -> str:

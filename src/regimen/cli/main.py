@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from regimen.errors import OtherRankError, RegimenError, UsageError
+from regimen.rank import is_first_process
 
 # Threads that spin long while they wait make two busy processes on two cores many times slower, threads that do not
 # spin at all make one process half as fast. Read when torch is loaded.
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_stdout()
         return BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort) as interrupt:
-        if os.environ.get("RANK", "0") == "0":  # of many processes, one says it
+        if is_first_process():  # of many processes, one says it
             _complain(f"interrupted: {str(interrupt) or _kept(words)}")
         return INTERRUPTED
     except OtherRankError as error:  # which said why

@@ -7,16 +7,16 @@ to change where they do not fit, or one JSON document. With `policy.dtensor_cfg.
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from regimen.cli.findings import escape
-from regimen.diagnosis.memory import PARTS, MemoryEstimate
-from regimen.diagnosis.plan import GIGABYTE, Plan
+from regimen.cli.findings import escape, sizes_text
+from regimen.diagnosis.memory import GIGABYTE
+from regimen.diagnosis.plan import Plan
+from regimen.rank import is_first_process
 from regimen.rollouts.writer import encode_row
 
 
@@ -47,7 +47,7 @@ def plan(
         if number > 1:
             raise typer.Exit(launch(cast("list[str]", context.obj), number))
     made = make_plan(loaded, with_probe=not no_probe, device_memory=device_memory)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         if json:
             typer.echo(encode_row(made).decode(), nl=False)
         else:
@@ -77,8 +77,8 @@ def _lines(made: Plan) -> list[tuple[str, str]]:
         lines.append(
             ("memory", f"{made.memory.total / GIGABYTE:.2f} GB{of_each}, in the phase {made.memory.peak_phase}")
         )
-        lines.append(("parts", _parts(made.memory)))
-        lines.append(("phases", _sizes(made.memory.phases)))
+        lines.append(("parts", f"{sizes_text(made.memory.parts)}; {made.memory.parameters:,} parameters"))
+        lines.append(("phases", sizes_text(made.memory.phases)))
     there = f"{made.machine.available / GIGABYTE:.2f} GB of {made.machine.total / GIGABYTE:.2f} GB"
     lines.append((made.machine.kind, f"{there} available{' to each process' if made.machine.kind == 'GPU' else ''}"))
     if made.seconds_per_step is not None:
@@ -90,14 +90,6 @@ def _step(made: Plan) -> str:
     sequences = f"{made.sequences_per_step:,.0f} sequences, {made.tokens_per_step:,.0f} tokens to compute"
     batches = f"{made.micro_batches_per_step:,.1f} micro-batches, the largest of {made.largest_micro_batch:,} tokens"
     return f"{sequences} in {batches}"
-
-
-def _parts(memory: MemoryEstimate) -> str:
-    return _sizes({name: getattr(memory, name) for name in PARTS}) + f"; {memory.parameters:,} parameters"
-
-
-def _sizes(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {size / GIGABYTE:.2f}" for name, size in parts.items() if size)
 
 
 def _time(made: Plan, seconds: float) -> str:

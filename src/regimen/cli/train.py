@@ -17,6 +17,7 @@ from typing import Annotated, cast
 import typer
 
 from regimen.cli.progress import shown_progress
+from regimen.rank import is_first_process
 
 INTERRUPTED = 130
 
@@ -54,7 +55,7 @@ def train(
     given = [*(overrides or ()), *(["run.deterministic=true"] if deterministic else [])]
     given += [] if stage_timeout is None else [f"run.stage_timeout={stage_timeout}"]
     loaded = load_train_config(config, given)
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = is_first_process()
     if starts_on_ray(loaded):
         raise typer.Exit(launch_on_ray(cast("list[str]", context.obj), loaded))
     number = processes_to_start(loaded)

@@ -156,13 +156,23 @@ class RemoteProcess:
 
 
 @contextmanager
-def started(command: Sequence[str], layout: Layout, where: str) -> Generator[list[RemoteProcess]]:
-    """The processes that run `command`, in the order of their ranks; their places are given back at the end."""
+def connected(where: str) -> Generator[Any]:
+    """The package, in a cluster; one that this process was not in already is left at the end. As `import_ray`."""
     ray = import_ray(where)
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a cluster that runs already
     try:
+        yield ray
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+@contextmanager
+def started(command: Sequence[str], layout: Layout, where: str) -> Generator[list[RemoteProcess]]:
+    """The processes that run `command`, in the order of their ranks; their places are given back at the end."""
+    with connected(where) as ray:
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         per_node = layout.per_node(has_gpus)
         group = _reserve(ray, layout.num_nodes, per_node, has_gpus)
@@ -176,9 +186,6 @@ def started(command: Sequence[str], layout: Layout, where: str) -> Generator[lis
             yield [RemoteProcess(ray, actor, rank) for rank, actor in enumerate(actors)]
         finally:
             importlib.import_module("ray.util").remove_placement_group(group)
-    finally:
-        if is_ours:
-            ray.shutdown()
 
 
 def _reserve(ray: Any, num_nodes: int, per_node: int, has_gpus: bool) -> Any:

@@ -19,7 +19,7 @@ from regimen.config.schema_loops import CollectConfig, EvaluateConfig, IterateCo
 from regimen.config.schema_policy import SamplingConfig
 from regimen.config.source import Layers
 from regimen.errors import ConfigError
-from regimen.registry import PARTS, nearest
+from regimen.registry import PARTS, did_you_mean
 
 DATASETS_OF: dict[str, tuple[str, ...]] = {
     "sft": ("openai_format", "ResponseDataset"),
@@ -149,12 +149,11 @@ def _check_backend(name: str, where: str) -> None:
         )
     known = sorted(set(PARTS["generation"]) - {"fake"})
     if name not in known:
-        close = nearest(name, known)
         raise ConfigError(
             f"unknown generation backend {name!r}",
             where=where,
             expected=f"one of {', '.join(known)}",
-            fix=f"did you mean {close!r}?" if close else None,
+            fix=did_you_mean(name, known),
         )
 
 

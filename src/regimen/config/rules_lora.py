@@ -94,7 +94,7 @@ def _check_libraries(section: LoraConfig, layers: Layers) -> None:
 
 
 def _note_without_effect(section: LoraConfig, layers: Layers) -> None:
-    names = [name for name, info in LoraConfig.model_fields.items() if getattr(section, name) != info.default]
+    names = section.changed()
     if section.match_all_linear:  # as NeMo RL's own files have it
         names.remove("match_all_linear")
     if names:

@@ -58,8 +58,7 @@ def check_processes(config: TrainConfig, layers: Layers) -> None:
 
 
 def _note_without_effect(section: DTensorConfig, layers: Layers) -> None:
-    fields = {name: info for name, info in DTensorConfig.model_fields.items() if name != "lora_cfg"}
-    names = [name for name, info in fields.items() if getattr(section, name) != info.default]
+    names = [name for name in section.changed() if name != "lora_cfg"]
     if names:
         listed = ", ".join(f"{_SECTION}.{name}" for name in names)
         layers.notes.append(f"no effect here, as {_SECTION}.enabled is false: {listed}")

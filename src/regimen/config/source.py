@@ -14,7 +14,7 @@ from typing import Any, cast
 from regimen.config.known import KNOWN
 from regimen.config.yaml_file import parse_yaml
 from regimen.errors import ConfigError
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 
 BASES = Path(__file__).with_name("bases")
 Tree = dict[str, Any]
@@ -101,12 +101,11 @@ def find_source(source: str | Path) -> Path:
         return BASES / f"{source}.yaml"
     if path.is_dir():
         raise ConfigError("is a folder", where=str(source), expected="a YAML file or a shipped name")
-    close = nearest(str(source), shipped)
     raise ConfigError(
         "no such file",
         where=str(source),
         expected="a YAML file" if path.suffix else f"a YAML file or a shipped name ({', '.join(shipped)})",
-        fix=f"did you mean {close!r}?" if close else None,
+        fix=did_you_mean(str(source), shipped),
     )
 
 
@@ -154,12 +153,11 @@ def _find_default(layers: Layers, name: str, folder: Path, where: str) -> Path:
     if last in shipped:
         layers.notes.append(f"defaults {name!r} ({where}) is no file here; the shipped {last!r} was taken")
         return BASES / f"{last}.yaml"
-    close = nearest(last, shipped)
     raise ConfigError(
         f"defaults names {name!r}, which is neither a file in {folder} nor a shipped configuration",
         where=where,
         expected=f"a file or one of {', '.join(shipped)}",
-        fix=f"did you mean {close!r}?" if close else None,
+        fix=did_you_mean(last, shipped),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, cast
 import msgspec
 
 from regimen.errors import ConvertError, UsageError
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 
 TOKEN = re.compile(
     r"""\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)
@@ -91,13 +91,12 @@ class FieldCount:
         """Raise `ConvertError` for a field that no row has."""
         for name in sorted(self.where.fields):
             if self.num_rows and self.missing[name] == self.num_rows:
-                close = nearest(name, sorted(self.known))
                 listed = ", ".join(sorted(self.known - HEAVY)[:12])
                 raise ConvertError(
                     f"no row has the field {name!r}",
                     where="--where",
                     expected=f"one of {listed}",
-                    fix=f"did you mean {close!r}?" if close else None,
+                    fix=did_you_mean(name, sorted(self.known)),
                 )
 
 

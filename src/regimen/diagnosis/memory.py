@@ -42,6 +42,7 @@ import msgspec
 
 from regimen.diagnosis.shapes import Config, LoraShape, Shape, shape_of
 
+GIGABYTE = 10**9
 CHUNK_BYTES = 256 * 2**20  # as in `chunked_logprobs`
 WIDTHS = {"bfloat16": 2, "float32": 4}
 ROOM = 64  # rows of keys grow in steps of this many tokens
@@ -115,6 +116,11 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     activations: int
     vocabulary: int
     phases: dict[str, int]
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What the memory is for, in the order in which it is shown."""
+        return {name: getattr(self, name) for name in PARTS}
 
     @property
     def total(self) -> int:

@@ -14,7 +14,6 @@ import msgspec
 from regimen.diagnosis.memory import MemoryEstimate, Workload, estimate_memory
 from regimen.diagnosis.shapes import Config
 
-GIGABYTE = 10**9
 replace = msgspec.structs.replace
 
 

@@ -20,7 +20,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from regimen.generation.transformers import Request, TransformersGeneration
+from regimen.generation.request import Request
+from regimen.generation.transformers import TransformersGeneration
 from regimen.models import token_mixers
 
 
@@ -75,9 +76,12 @@ class RowsGeneration(TransformersGeneration):
         """The next token of each row, `[n]`, from its request's own random stream; 0 behind its end."""
         going = [row for row, request in enumerate(self._active) if request.stop_reason is None]
         self._sample([self._active[row] for row in going], logits[going].float())
-        for request in [self._active[row] for row in going if self._active[row].on_token is not None]:
-            request.future.get_loop().call_soon_threadsafe(request.tell)
-        chosen = [self._active[row].ids[-1] if row in set(going) else 0 for row in range(len(self._active))]
+        chosen = [0] * len(self._active)
+        for row in going:
+            request = self._active[row]
+            chosen[row] = request.ids[-1]
+            if request.on_token is not None:
+                request.future.get_loop().call_soon_threadsafe(request.tell)
         return torch.tensor(chosen, device=logits.device)
 
 

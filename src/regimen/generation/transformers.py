@@ -11,12 +11,10 @@ beyond rounding. `load` gives models that its memory cannot serve, such as state
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +23,17 @@ import torch
 from torch import Tensor
 
 from regimen.errors import GenerationError
-from regimen.generation.base import OnToken, Sample, Sampling, StopReason
+from regimen.generation.base import OnToken, Sample, Sampling
 from regimen.generation.decode import DECODE_ATTENTION_NAME, DecodeView, KeyValueMemory
 from regimen.generation.draw import draw
+from regimen.generation.request import Request
 from regimen.models import default_device, load_model, refuse_unsupported
+from regimen.rank import is_first_process
 from regimen.tokens.forest import common_prefix
 
 _MIN_PREFIX = 16  # tokens; a shorter shared prefix is not worth a second attention call
 _ROOM = 64  # own memory grows in steps of this many tokens
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A prompt that is answered, and its answer so far."""
-
-    prompt: np.ndarray
-    sampling: Sampling
-    future: asyncio.Future[Sample]
-    random: np.random.Generator
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    length: int = 0  # own tokens in memory
-    uses_prefix: bool = False
-    stop_reason: StopReason | None = None
-    on_token: OnToken | None = None
-    num_told: int = 0  # tokens that `on_token` heard of
-
-    def tell(self) -> None:
-        """Hand the tokens sampled since the last time to who listens."""
-        if self.on_token is None:
-            return
-        told, self.num_told = self.num_told, min(len(self.ids), len(self.logprobs))  # the engine may be adding one
-        for token, logprob in zip(self.ids[told : self.num_told], self.logprobs[told : self.num_told], strict=True):
-            self.on_token(token, logprob)
 
 
 class TransformersGeneration:
@@ -95,7 +70,7 @@ class TransformersGeneration:
 
         model = load_model(folder, _DTYPES[precision], trust_remote_code=trust_remote_code)
         reason = why_rows(model)
-        if reason is not None and os.environ.get("RANK", "0") == "0":
+        if reason is not None and is_first_process():
             print(f"note: only prompts of one length are answered together: {reason}", file=sys.stderr)
         engine = cls if reason is None else RowsGeneration
         return engine(model.to(default_device()), max_batch_size=max_batch_size)

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ import msgspec
 
 from regimen.errors import ConfigError, GymError, RegimenError
 from regimen.gym import environments
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -226,9 +226,3 @@ def _check_options(name: str, kind: type[Environment], options: dict[str, Any]) 
                 expected=f"one of {', '.join(parameters)}" if parameters else "no options",
                 fix=did_you_mean(option, parameters),
             )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """A hint for an error: the nearest known name."""
-    close = nearest(name, list(known))
-    return f"did you mean {close!r}?" if close else None

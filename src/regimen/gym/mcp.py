@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from regimen.errors import ConfigError, GymError
-from regimen.gym.environment import Environment, Split, Task, ToolError, Verdict, did_you_mean
+from regimen.gym.environment import Environment, Split, Task, ToolError, Verdict
+from regimen.registry import did_you_mean
 from regimen.rollouts.messages import chat_tools
 
 SECONDS = 30.0

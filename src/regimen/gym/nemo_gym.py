@@ -17,7 +17,7 @@ from regimen.errors import EndpointError, GymError, UsageError
 from regimen.generation.base import Sampling
 from regimen.gym.environment import Task
 from regimen.gym.protocol import failure_fields, is_failure, request_params, stamps
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 from regimen.rollouts.outcomes import Outcome
 
 Object = dict[str, Any]
@@ -82,12 +82,11 @@ def address_of_agent(config: Object, name: str, where: str) -> str:
         )
     found = fronting[0] if fronting else own
     if found is None:
-        close = nearest(name, agents)
         raise UsageError(
             f"there is no agent {name!r}",
             where=where,
             expected=f"one of {', '.join(sorted(agents)) or 'none'}",
-            fix=f"did you mean {close!r}?" if close else None,
+            fix=did_you_mean(name, agents),
         )
     if not found.get("host") or not found.get("port"):
         raise GymError(f"the agent {name!r} has no host and port", where=where)

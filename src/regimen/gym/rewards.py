@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from regimen.errors import ConfigError, GymError
-from regimen.gym.environment import Environment, Task, Verdict, did_you_mean, module_of
+from regimen.gym.environment import Environment, Task, Verdict, module_of
+from regimen.registry import did_you_mean
 
 RewardFunction = Callable[..., Any]
 

@@ -76,6 +76,20 @@ class DatasetBatches(_AtOnce):
         self.steps_per_epoch = math.ceil(len(dataset.examples) / batch_size)
         self.total_steps = min(max_epochs * self.steps_per_epoch, max_steps)
 
+    @classmethod
+    def of(cls, config: TrainConfig, dataset: Dataset) -> DatasetBatches:
+        """The batches that SFT or DPO trains on."""
+        training = config.sft or config.dpo
+        assert training is not None
+        return cls(
+            dataset,
+            config.global_batch_size,
+            seed=training.seed,
+            shuffle=config.data.shuffle,
+            max_epochs=training.max_num_epochs,
+            max_steps=training.max_num_steps,
+        )
+
     def batch(self, step: int) -> Batch:
         """The batch of `step`."""
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -173,6 +187,29 @@ class Player:
         asyncio.run(self.generation.close())
 
 
+class TaskOrder:
+    """Which tasks GRPO plays in each step, in a new order each epoch; those that fill no step are left out."""
+
+    def __init__(self, config: TrainConfig, tasks: list[Task]) -> None:
+        assert config.grpo is not None
+        self.tasks, self.seed, self.shuffle = tasks, config.grpo.seed, config.data.shuffle
+        self.num_tasks = config.tasks_per_generation
+        self.steps_per_epoch = max(1, len(tasks) // self.num_tasks)
+        self.total_steps = min(config.grpo.max_num_epochs * self.steps_per_epoch, config.grpo.max_num_steps)
+
+    def draws(self, step: int) -> Iterator[list[Task]]:
+        """The tasks of `step`, then more for dynamic sampling, until each task was drawn once."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        size = len(self.tasks)
+        order = shuffled(size, self.seed, epoch) if self.shuffle else np.arange(size)
+        first = within * self.num_tasks
+        yield [self.tasks[index] for index in order[first : first + self.num_tasks]]
+        others = np.concatenate([order[:first], order[first + self.num_tasks :]])
+        others = others[np.random.Generator(np.random.Philox([self.seed, epoch, step])).permutation(len(others))]
+        for start in range(0, len(others), self.num_tasks):
+            yield [self.tasks[index] for index in others[start : start + self.num_tasks]]
+
+
 class EpisodeBatches(_AtOnce):
     """GRPO: each step plays fresh episodes of the next tasks and turns them into sequences with advantages."""
 
@@ -181,16 +218,15 @@ class EpisodeBatches(_AtOnce):
     ) -> None:
         assert config.grpo is not None
         self.config, self.grpo, self.algorithm = config, config.grpo, algorithm
-        self.player, self.tasks, self.folder = player, tasks, folder
-        self.num_tasks = config.tasks_per_generation
-        self.steps_per_epoch = max(1, len(tasks) // self.num_tasks)
-        self.total_steps = min(self.grpo.max_num_epochs * self.steps_per_epoch, self.grpo.max_num_steps)
+        self.player, self.folder = player, folder
+        self.order = TaskOrder(config, tasks)
+        self.total_steps = self.order.total_steps
 
     def batch(self, step: int) -> Batch:
         """Play the tasks of `step` and score them."""
         if self.grpo.use_dynamic_sampling:
             return self._dynamic(step)
-        tasks = next(self._draws(step))
+        tasks = next(self.order.draws(step))
         played = self._play(tasks, step, 1)
         return self.of_rows(played.rows, played.failures, [task.index for task in tasks])
 
@@ -206,18 +242,6 @@ class EpisodeBatches(_AtOnce):
         updates = [(place[row["_ng_task_index"]] + row["_ng_rollout_index"]) // size for row in rows]
         return score_episodes(self.algorithm, rows, failures, updates)
 
-    def _draws(self, step: int) -> Iterator[list[Task]]:
-        """The tasks of `step`, then more for dynamic sampling, until each task was drawn once."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        size = len(self.tasks)
-        order = shuffled(size, self.grpo.seed, epoch) if self.config.data.shuffle else np.arange(size)
-        first = within * self.num_tasks
-        yield [self.tasks[index] for index in order[first : first + self.num_tasks]]
-        others = np.concatenate([order[:first], order[first + self.num_tasks :]])
-        others = others[np.random.Generator(np.random.Philox([self.grpo.seed, epoch, step])).permutation(len(others))]
-        for start in range(0, len(others), self.num_tasks):
-            yield [self.tasks[index] for index in others[start : start + self.num_tasks]]
-
     def _play(self, tasks: list[Task], step: int, attempt: int) -> Collection:
         name = f"step_{step + 1}.jsonl" if attempt == 1 else f"step_{step + 1}_batch_{attempt}.jsonl"
         output = self.folder / "rollouts" / name
@@ -231,7 +255,7 @@ class EpisodeBatches(_AtOnce):
         rows, failures, rewards = list[dict[str, Any]](), list[dict[str, Any]](), list[float]()
         dropped: Counter[str] = Counter()
         attempt = 0
-        for attempt, tasks in enumerate(self._draws(step), 1):
+        for attempt, tasks in enumerate(self.order.draws(step), 1):
             played = self._play(tasks, step, attempt)
             rewards += [row["reward"] for row in with_tokens(played.rows, Counter())[0]]
             varied = varied_tasks(self.algorithm, played.rows)

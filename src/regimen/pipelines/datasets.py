@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.convert.sidecar import EpisodeRecord, PairRecord, read_sidecar
 from regimen.errors import ConvertError, UsageError
@@ -66,6 +67,23 @@ def load_dataset(
             fix="raise policy.max_total_sequence_length" if dataset.buckets["too_long"] else "convert again",
         )
     return dataset
+
+
+def load_rows(config: TrainConfig, data: DatasetConfig, renderer: Renderer) -> Dataset:
+    """`load_dataset` of what SFT or DPO trains on or validates with."""
+    return load_dataset(
+        data,
+        renderer,
+        config.policy.max_total_sequence_length,
+        pairs=config.dpo is not None,
+        only_final=config.sft is not None and config.sft.only_unmask_final,
+    )
+
+
+def has_no_rows(config: DatasetConfig) -> bool:
+    """Whether converting left no rows for this data set, and so no file."""
+    path = Path(config.data_path or "")
+    return not path.exists() and (path.parent / "manifest.json").is_file()
 
 
 def _keep(dataset: Dataset, sequences: list[TrainingSequence], line: int, max_length: int, pairs: bool) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from regimen.config.nemo_gym import is_played_by_gym
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.convert.sidecar import EpisodeRecord, PairRecord
@@ -21,22 +20,21 @@ from regimen.diagnosis.batches import Schedule, batch_findings, plan_batches
 from regimen.diagnosis.codes import ORDER
 from regimen.diagnosis.findings import Finding, finding, in_order
 from regimen.diagnosis.leaks import answers_of, holds_truth
-from regimen.diagnosis.memory import MemoryEstimate, estimate_memory
+from regimen.diagnosis.memory import GIGABYTE, MemoryEstimate, estimate_memory
 from regimen.diagnosis.thresholds import DEFAULT_THRESHOLDS, Thresholds
 from regimen.diagnosis.tokens import TokenDiagnosis, TokenRow
 from regimen.diagnosis.training import TrainingDiagnosis, TrainingRow
 from regimen.errors import ConfigError, RegimenError
 from regimen.gym.environment import Split, Task
-from regimen.pipelines.datasets import pair_messages, rows_of, sft_messages
-from regimen.pipelines.models import check_length, config_of, resolve_model
-from regimen.pipelines.tasks import environment_of, tasks_of_dataset, tasks_of_gym
+from regimen.pipelines.datasets import has_no_rows, pair_messages, rows_of, sft_messages
+from regimen.pipelines.models import check_positions, config_of, load_renderer, resolve_model
+from regimen.pipelines.tasks import tasks_to_play
 from regimen.pipelines.workload import num_processes, workload_of
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.rollouts.records import Source
 from regimen.tokens.template import Renderer
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
-GIGABYTE = 10**9
 LEAVES_OUT = ("over_length", "nothing_to_train")  # codes of rows that training goes on without
 
 
@@ -109,9 +107,10 @@ def doctor(
     splits: dict[str, _Split] = {}
     for name in SPLITS:
         entry: DatasetConfig | None = getattr(config.data, name)
-        if entry is not None and not _is_left_out(entry, name):
-            splits[name] = _read(config, name, entry, renderer)
-            findings += splits[name].finish()
+        if entry is None or (name == "validation" and has_no_rows(entry)):  # without which training goes on, too
+            continue
+        splits[name] = _read(config, name, entry, renderer)
+        findings += splits[name].finish()
     if len(splits) == len(SPLITS):
         findings += splits["validation"].rows.shared_with(splits["train"].rows)
     findings += _size_findings(config, splits, thresholds)
@@ -131,37 +130,16 @@ def doctor(
     )
 
 
-def _is_left_out(entry: DatasetConfig, name: Split) -> bool:
-    """Validation rows that converting left none of: training goes on without them, too."""
-    path = Path(entry.data_path or "")
-    return (
-        name == "validation"
-        and bool(entry.data_path)
-        and not path.exists()
-        and (path.parent / "manifest.json").is_file()
-    )
-
-
 def _renderer(config: TrainConfig, findings: list[Finding]) -> Renderer | None:
     policy = config.policy
     try:
-        check_length(
-            policy.model_name,
-            policy.max_total_sequence_length,
-            "policy.max_total_sequence_length",
-            trust=policy.trust_remote_code,
-        )
+        check_positions(policy)
     except ConfigError as error:
         findings.append(finding("length_over_positions", 1, str(error)))
     except RegimenError:
         pass  # the tokenizer below says it
     try:
-        return Renderer.load(
-            resolve_model(policy.tokenizer_name),
-            policy.tokenizer.template,
-            policy.tokenizer.chat_template_kwargs,
-            trust_remote_code=policy.trust_remote_code,
-        )
+        return load_renderer(policy)
     except (RegimenError, ImportError) as error:
         findings.append(finding("tokenizer_unusable", 1, _one_line(error)))
         return None
@@ -226,9 +204,7 @@ def _task(record: EpisodeRecord | None) -> str | None:
 
 
 def _tasks(config: TrainConfig, name: Split, entry: DatasetConfig) -> Iterator[TrainingRow]:
-    by_gym = is_played_by_gym(config, entry)
-    tasks = tasks_of_gym(entry) if by_gym else tasks_of_dataset(entry, environment_of(config, entry), name)
-    for number, task in enumerate(tasks, 1):
+    for number, task in enumerate(tasks_to_play(config, entry, name)[1], 1):
         yield _task_row(task, Source(entry.data_path or f"{entry.env_name} {name}", number), entry)
 
 

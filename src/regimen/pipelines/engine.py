@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from regimen.cluster.ray import import_ray
+from regimen.cluster.ray import connected
 from regimen.errors import RunError
 from regimen.rollouts.processes import AHEAD, Processes
 
@@ -28,11 +28,7 @@ def map_ordered(
 
 
 def _on_ray(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    ray = import_ray("--engine ray")
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a cluster that runs already
-    try:
+    with connected("--engine ray") as ray:
         remote = ray.remote(function)
         ahead = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting: deque[Any] = deque()
@@ -42,9 +38,6 @@ def _on_ray(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[
                 yield _fetched(ray, waiting.popleft())
         while waiting:
             yield _fetched(ray, waiting.popleft())
-    finally:
-        if is_ours:
-            ray.shutdown()
 
 
 def _fetched(ray: Any, reference: Any) -> Any:

@@ -13,9 +13,9 @@ import numpy as np
 
 from regimen.config.schema import TrainConfig
 from regimen.errors import ConfigError
-from regimen.pipelines.batches import DatasetBatches, shuffled
-from regimen.pipelines.datasets import load_dataset
-from regimen.pipelines.tasks import environment_of, tasks_of_dataset
+from regimen.pipelines.batches import DatasetBatches, TaskOrder
+from regimen.pipelines.datasets import load_rows
+from regimen.pipelines.tasks import training_tasks
 from regimen.pipelines.workload import PlannedBatches
 from regimen.rollouts.messages import chat_tools, input_messages
 from regimen.tokens.forest import TrainingSequence
@@ -65,24 +65,9 @@ class _Made:
 
 
 def _of_rows(config: TrainConfig, renderer: Renderer) -> _Made:
-    training = config.sft or config.dpo
-    assert training is not None
     assert config.data.train is not None
-    dataset = load_dataset(
-        config.data.train,
-        renderer,
-        config.policy.max_total_sequence_length,
-        pairs=config.dpo is not None,
-        only_final=config.sft is not None and config.sft.only_unmask_final,
-    )
-    source = DatasetBatches(
-        dataset,
-        config.global_batch_size,
-        seed=training.seed,
-        shuffle=config.data.shuffle,
-        max_epochs=training.max_num_epochs,
-        max_steps=training.max_num_steps,
-    )
+    dataset = load_rows(config, config.data.train, renderer)
+    source = DatasetBatches.of(config, dataset)
     steps = [source.batch(step).sequences for step in range(min(source.total_steps, STEPS_LOOKED_AT))]
     longest = max(dataset.examples, key=lambda example: sum(len(sequence.ids) for sequence in example.sequences))
     everything = [sequence for step in steps for sequence in step]
@@ -90,39 +75,32 @@ def _of_rows(config: TrainConfig, renderer: Renderer) -> _Made:
 
 
 def _of_episodes(config: TrainConfig, renderer: Renderer) -> _Made:
-    grpo, data = config.grpo, config.data.train
+    grpo = config.grpo
     assert grpo is not None
-    assert data is not None
-    tasks = tasks_of_dataset(data, environment_of(config, data), "train")
-    if len(tasks) < config.tasks_per_generation:
-        raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
-    per_epoch = max(1, len(tasks) // config.tasks_per_generation)
-    total = min(grpo.max_num_epochs * per_epoch, grpo.max_num_steps)
-    order = shuffled(len(tasks), grpo.seed, 0) if config.data.shuffle else np.arange(len(tasks))
+    order = TaskOrder(config, training_tasks(config)[1])
     steps: list[list[TrainingSequence]] = []
     prompts: list[list[int]] = []
-    for step in range(min(total, per_epoch, STEPS_LOOKED_AT)):
-        first = step * config.tasks_per_generation
+    for step in range(min(order.total_steps, order.steps_per_epoch, STEPS_LOOKED_AT)):
         sequences: list[TrainingSequence] = []
-        for place in order[first : first + grpo.num_prompts_per_step].tolist():
-            params = tasks[place].row["responses_create_params"]
+        for task in next(order.draws(step))[: grpo.num_prompts_per_step]:
+            params = task.row["responses_create_params"]
             prompt = renderer.prompt_ids(input_messages(params), chat_tools(params))
+            sequences += _full_answers(config, renderer, prompt, len(prompts))
             prompts.append(prompt)
-            sequences += _full_answers(config, renderer, prompt, place)
         steps.append(sequences)
-    return _Made(steps, total, prompts=prompts)
+    return _Made(steps, order.total_steps, prompts=prompts)
 
 
-def _full_answers(config: TrainConfig, renderer: Renderer, prompt: list[int], task: int) -> Iterator[TrainingSequence]:
+def _full_answers(config: TrainConfig, renderer: Renderer, prompt: list[int], place: int) -> Iterator[TrainingSequence]:
     """Random answers of the most tokens that there can be, which share nothing but the prompt."""
     grpo, generation = config.grpo, config.policy.generation
-    if grpo is None or generation is None:
-        raise ConfigError("there is no generation", where="policy.generation", expected="GRPO plays episodes")
+    assert grpo is not None
+    assert generation is not None
     room = config.policy.max_total_sequence_length - len(prompt)
     size = min(room, generation.max_new_tokens * grpo.max_rollout_turns)
     if size < 1:
         return
     for repeat in range(grpo.num_generations_per_prompt):
-        random = np.random.Generator(np.random.Philox([task, repeat]))
+        random = np.random.Generator(np.random.Philox([place, repeat]))
         answer = random.integers(0, len(renderer.tokenizer), size)
         yield TrainingSequence(ids=[*prompt, *answer.tolist()], spans=[(len(prompt), len(prompt) + size)])

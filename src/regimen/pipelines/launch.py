@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from regimen.config.schema import TrainConfig
-from regimen.errors import UsageError
+from regimen.errors import OtherRankError, UsageError
 
 GRACE_SECONDS = 30.0  # for the others to end by themselves
 
@@ -127,16 +127,18 @@ def _environment(rank: int, number: int, port: int) -> dict[str, str]:
 
 
 def _wait(processes: Sequence[Started]) -> int:
-    """The exit code of the first that failed, once all have ended."""
+    """The exit code of the first that failed, once all have ended; the first to fail need not be the first to end."""
     failed, deadline = 0, float("inf")
     while True:
         codes = [process.poll() for process in processes]
-        if not failed and any(codes):
-            rank, failed = next((rank, code) for rank, code in enumerate(codes) if code)
-            deadline = time.monotonic() + GRACE_SECONDS
+        if any(codes):
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if not failed:
+            reasons = ((rank, code) for rank, code in enumerate(codes) if code and code != OtherRankError.exit_code)
+            rank, failed = next(reasons, (0, 0))
             if failed < 0:
                 print(f"error: process {rank} was ended by signal {-failed}", file=sys.stderr, flush=True)
         if None not in codes or time.monotonic() > deadline:
-            return 128 - failed if failed < 0 else failed
+            return 128 - failed if failed < 0 else failed or int(any(codes))
         with contextlib.suppress(KeyboardInterrupt):  # the terminal told the processes too
             time.sleep(0.1)

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from regimen.adapters import base_of, holds_adapters
+from regimen.config.schema_policy import PolicyConfig
 from regimen.errors import ConfigError, UsageError
 from regimen.pipelines.small_model import NAME, small_model
+from regimen.tokens.template import Renderer
 
 
 def resolve_model(name: str) -> str:
@@ -73,6 +75,22 @@ def check_length(name: str, length: int, where: str, *, trust: bool = False) -> 
             expected=f"at most {limit}",
             fix=f"set {where}={limit}",
         )
+
+
+def check_positions(policy: PolicyConfig) -> None:
+    """`check_length` of what training is to read."""
+    where = "policy.max_total_sequence_length"
+    check_length(policy.model_name, policy.max_total_sequence_length, where, trust=policy.trust_remote_code)
+
+
+def load_renderer(policy: PolicyConfig) -> Renderer:
+    """The tokenizer and the chat template that training reads with."""
+    return Renderer.load(
+        resolve_model(policy.tokenizer_name),
+        policy.tokenizer.template,
+        policy.tokenizer.chat_template_kwargs,
+        trust_remote_code=policy.trust_remote_code,
+    )
 
 
 def config_of(model: str, trust: bool) -> dict[str, Any]:

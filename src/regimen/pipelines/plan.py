@@ -10,30 +10,24 @@ from __future__ import annotations
 import msgspec
 
 from regimen.config.schema import TrainConfig
-from regimen.diagnosis.memory import MemoryEstimate, estimate_memory
-from regimen.diagnosis.plan import GIGABYTE, MachineMemory, Plan, changes_to_fit
+from regimen.diagnosis.memory import GIGABYTE, MemoryEstimate, estimate_memory
+from regimen.diagnosis.plan import MachineMemory, Plan, changes_to_fit
 from regimen.pipelines.first_steps import planned_batches
 from regimen.pipelines.machine import machine_memory, resident_bytes
-from regimen.pipelines.models import check_length, config_of, resolve_model
+from regimen.pipelines.models import check_positions, config_of, load_renderer, resolve_model
 from regimen.pipelines.processes import joined
 from regimen.pipelines.workload import PlannedBatches, num_processes, workload_of
-from regimen.tokens.template import Renderer
 
 
 def plan(config: TrainConfig, *, with_probe: bool = True, device_memory: float | None = None) -> Plan:
     """The plan of `config` for this machine, or for GPUs of `device_memory` GB each, where nothing is measured."""
     with joined(config) as ranks:
         policy = config.policy
-        check_length(
-            policy.model_name,
-            policy.max_total_sequence_length,
-            "policy.max_total_sequence_length",
-            trust=policy.trust_remote_code,
-        )
+        check_positions(policy)
         processes = num_processes(config, ranks.size)
         shares = max(1, processes // (policy.dtensor_cfg.tensor_parallel_size if policy.dtensor_cfg.enabled else 1))
         machine = machine_memory() if device_memory is None else _wanted(device_memory)
-        batches = planned_batches(config, _renderer(config), shares)
+        batches = planned_batches(config, load_renderer(policy), shares)
         libraries = _libraries() if machine.kind == "RAM" else 0
         found = _without_time(config, batches, machine, processes, libraries)
         is_here = device_memory is None and processes == ranks.size
@@ -43,16 +37,6 @@ def plan(config: TrainConfig, *, with_probe: bool = True, device_memory: float |
 def _wanted(gigabytes: float) -> MachineMemory:
     size = int(gigabytes * GIGABYTE)
     return MachineMemory(kind="GPU", total=size, available=size)
-
-
-def _renderer(config: TrainConfig) -> Renderer:
-    tokenizer = config.policy.tokenizer
-    return Renderer.load(
-        resolve_model(config.policy.tokenizer_name),
-        tokenizer.template,
-        tokenizer.chat_template_kwargs,
-        trust_remote_code=config.policy.trust_remote_code,
-    )
 
 
 def _libraries() -> int:

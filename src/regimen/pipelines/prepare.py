@@ -18,21 +18,19 @@ import numpy as np
 
 from regimen.algorithms.base import Algorithm
 from regimen.algorithms.grpo import GRPO
-from regimen.config.nemo_gym import is_played_by_gym
 from regimen.config.schema import TrainConfig
-from regimen.config.schema_data import DatasetConfig
 from regimen.config.schema_policy import GenerationConfig
 from regimen.errors import ConfigError, UsageError
 from regimen.generation.base import Sampling
 from regimen.gym.agent import Limits
-from regimen.gym.environment import Environment, Split, Task
+from regimen.gym.environment import Environment, Task
 from regimen.pipelines.ahead import AheadBatches
 from regimen.pipelines.batch import with_reference
 from regimen.pipelines.batches import BatchSource, DatasetBatches, EpisodeBatches, EpisodePlayer, Player
-from regimen.pipelines.datasets import Dataset, load_dataset
-from regimen.pipelines.models import check_length, refuse_adapters, resolve_model
+from regimen.pipelines.datasets import Dataset, has_no_rows, load_rows
+from regimen.pipelines.models import check_positions, load_renderer, refuse_adapters, resolve_model
 from regimen.pipelines.reference_cache import ReferenceCache
-from regimen.pipelines.tasks import environment_of, tasks_of_dataset, tasks_of_gym
+from regimen.pipelines.tasks import tasks_to_play, training_tasks
 from regimen.policy.base import LogprobReader
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.policy.lora import LoraOptions
@@ -71,13 +69,8 @@ def prepare(config: TrainConfig, folder: Path, *, for_training: bool) -> Prepare
     algorithm = cast("Algorithm", resolve("algorithm", config.algorithm)(config))
     _check_files(config)
     refuse_adapters(config.policy.model_name, "policy.model_name")
-    _check_lengths(config)
-    renderer = Renderer.load(
-        resolve_model(config.policy.tokenizer_name),
-        config.policy.tokenizer.template,
-        config.policy.tokenizer.chat_template_kwargs,
-        trust_remote_code=config.policy.trust_remote_code,
-    )
+    check_positions(config.policy)  # before the model is loaded
+    renderer = load_renderer(config.policy)
     if algorithm.batches == "episodes":
         return _with_episodes(config, cast("GRPO", algorithm), renderer, folder, for_training)
     return _with_rows(config, algorithm, renderer, for_training)
@@ -90,47 +83,29 @@ def _check_files(config: TrainConfig) -> None:
             raise UsageError("there is no such file", where=data.data_path, fix="check data.train.data_path")
 
 
-def _check_lengths(config: TrainConfig) -> None:
-    """Positions that the model does not have are said before it is loaded."""
-    policy, where = config.policy, "policy.max_total_sequence_length"
-    check_length(policy.model_name, policy.max_total_sequence_length, where, trust=policy.trust_remote_code)
-
-
 def _with_rows(config: TrainConfig, algorithm: Algorithm, renderer: Renderer, for_training: bool) -> Prepared:
-    training = config.sft or config.dpo
-    assert training is not None
-    if config.data.train is None:
+    train, validation = config.data.train, config.data.validation
+    if train is None:
         raise ConfigError("there is no training data", where="data.train", expected="dataset_name and data_path")
-    pairs = algorithm.batches == "pairs"
-    length = config.policy.max_total_sequence_length
-    only_final = config.sft is not None and config.sft.only_unmask_final
-
-    def load(data: DatasetConfig) -> Dataset:
-        return load_dataset(data, renderer, length, pairs=pairs, only_final=only_final)
-
-    train_rows = load(config.data.train)
-    held_out = (
-        None if config.data.validation is None or _has_no_rows(config.data.validation) else load(config.data.validation)
-    )
+    train_rows = load_rows(config, train, renderer)
+    held_out = None if validation is None or has_no_rows(validation) else load_rows(config, validation, renderer)
     policy = load_policy(config, train=for_training)
     if algorithm.needs_reference and for_training:
         datasets = [dataset for dataset in (train_rows, held_out) if dataset is not None]
         _add_references(datasets, config, renderer, policy)
-    source = DatasetBatches(
-        train_rows,
-        config.global_batch_size,
-        seed=training.seed,
-        shuffle=config.data.shuffle,
-        max_epochs=training.max_num_epochs,
-        max_steps=training.max_num_steps,
+    prepared = Prepared(
+        algorithm,
+        renderer,
+        policy,
+        DatasetBatches.of(config, train_rows),
+        ledger=Counter(train_rows.buckets),
+        data={"train": _accounts(train_rows)},
     )
-    validation = None if held_out is None else _row_validation(config, algorithm, held_out)
-    ledger = Counter(train_rows.buckets)
-    data = {"train": _accounts(train_rows)}
     if held_out is not None:
-        data["validation"] = _accounts(held_out)
-        ledger.update(_validation_buckets(held_out))
-    return Prepared(algorithm, renderer, policy, source, validation=validation, ledger=ledger, data=data)
+        prepared.validation = _row_validation(config, algorithm, held_out)
+        prepared.data["validation"] = _accounts(held_out)
+        prepared.ledger.update(_validation_buckets(held_out))
+    return prepared
 
 
 def _accounts(dataset: Dataset) -> dict[str, dict[str, int]]:
@@ -141,12 +116,6 @@ def _validation_buckets(held_out: Dataset) -> dict[str, int]:
     """Every row of the validation file once, under names that no training row has."""
     used = "trained"  # what a data set calls the rows that it keeps
     return {("validation" if name == used else f"validation_{name}"): n for name, n in held_out.buckets.items()}
-
-
-def _has_no_rows(config: DatasetConfig) -> bool:
-    """Whether converting left no rows for validation, and so no file."""
-    path = None if config.data_path is None else Path(config.data_path)
-    return path is not None and not path.exists() and (path.parent / "manifest.json").is_file()
 
 
 def _add_references(datasets: Sequence[Dataset], config: TrainConfig, renderer: Renderer, policy: LocalPolicy) -> None:
@@ -253,11 +222,7 @@ def _with_episodes(
     assert config.grpo is not None
     if config.policy.generation is None:
         raise ConfigError("there is no generation", where="policy.generation", expected="GRPO plays episodes")
-    if config.data.train is None:
-        raise ConfigError("there are no tasks", where="data.train", expected="dataset_name: Environment, env_name")
-    environment, tasks = _tasks(config, config.data.train, "train")
-    if len(tasks) < config.tasks_per_generation:
-        raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
+    environment, tasks = training_tasks(config)
     policy = load_policy(config, train=for_training)
     player = _player(config, environment, renderer, tasks)
     if config.policy.dtensor_cfg.lora_cfg.load_in_4bit and for_training:
@@ -276,12 +241,14 @@ def _with_episodes(
     )
 
 
-def _tasks(config: TrainConfig, data: DatasetConfig, split: Split) -> tuple[Environment | None, list[Task]]:
-    """The tasks of a data set, and the environment that plays them; None where agents of a running gym do."""
-    if is_played_by_gym(config, data):
-        return None, tasks_of_gym(data)
-    environment = environment_of(config, data)
-    return environment, tasks_of_dataset(data, environment, split)
+def load_generation(config: TrainConfig, generation: GenerationConfig) -> Any:
+    """The engine that plays episodes, with the weights of the configured model."""
+    return resolve("generation", generation.backend).load(
+        resolve_model(config.policy.model_name),
+        precision=generation.precision or config.policy.precision,
+        max_batch_size=generation.max_batch_size,
+        trust_remote_code=config.policy.trust_remote_code,
+    )
 
 
 def _player(
@@ -290,12 +257,7 @@ def _player(
     generation, grpo = config.policy.generation, config.grpo
     assert generation is not None
     assert grpo is not None
-    backend = resolve("generation", generation.backend).load(
-        resolve_model(config.policy.model_name),
-        precision=generation.precision or config.policy.precision,
-        max_batch_size=generation.max_batch_size,
-        trust_remote_code=config.policy.trust_remote_code,
-    )
+    backend = load_generation(config, generation)
     stops = (*renderer.stop_ids, *(generation.stop_token_ids or ()))
     sampling = Sampling(
         temperature=generation.temperature,
@@ -330,7 +292,7 @@ def _episode_validation(config: TrainConfig, player: EpisodePlayer, folder: Path
     grpo, generation = config.grpo, config.policy.generation
     if config.data.validation is None or grpo is None or generation is None:
         return None
-    environment, tasks = _tasks(config, config.data.validation, "validation")
+    environment, tasks = tasks_to_play(config, config.data.validation, "validation")
     tasks = tasks[: grpo.max_val_samples]
     if not tasks:
         raise ConfigError(

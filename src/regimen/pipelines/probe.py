@@ -17,13 +17,12 @@ from torch import Tensor
 
 from regimen.config.schema import TrainConfig
 from regimen.generation.base import Sampling
-from regimen.pipelines.models import free_memory, resolve_model
-from regimen.pipelines.prepare import load_policy
+from regimen.pipelines.models import free_memory
+from regimen.pipelines.prepare import load_generation, load_policy
 from regimen.pipelines.workload import PlannedBatches
 from regimen.policy.base import LossOutput, Supervision
 from regimen.policy.local import LocalPolicy
 from regimen.policy.ranks import current_ranks
-from regimen.registry import resolve
 from regimen.tokens.forest import Forest
 
 TOKENS_ON_CPU = 512  # beyond, a token takes a processor as long as here
@@ -89,12 +88,7 @@ def _generation(config: TrainConfig, batches: PlannedBatches) -> dict[str, Any]:
     settings, grpo = config.policy.generation, config.grpo
     assert settings is not None
     assert grpo is not None
-    engine = resolve("generation", settings.backend).load(
-        resolve_model(config.policy.model_name),
-        precision=settings.precision or config.policy.precision,
-        max_batch_size=settings.max_batch_size,
-        trust_remote_code=config.policy.trust_remote_code,
-    )
+    engine = load_generation(config, settings)
     episodes = -(-config.episodes_per_step // current_ranks().size)
     rows = min(settings.max_batch_size, episodes)
     prompts = [batches.prompts[row // grpo.num_generations_per_prompt % len(batches.prompts)] for row in range(rows)]

@@ -42,6 +42,7 @@ from regimen.pipelines.identity import (
     rendering_changes,
 )
 from regimen.policy.durable import rename_durably, sync_folder
+from regimen.rank import is_first_process
 
 INFO_FILE = "training_info.json"
 STATE_FILE = "training_state.safetensors"
@@ -307,7 +308,7 @@ def listening_for_stop() -> Generator[StopSignal]:
 
     def stop(*_: object) -> None:
         flag.received = True
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             print("SIGTERM: finishing this step, then saving a checkpoint", file=sys.stderr, flush=True)
 
     try:

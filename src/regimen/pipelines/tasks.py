@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from regimen.config.nemo_gym import is_played_by_gym
 from regimen.config.schema import TrainConfig
 from regimen.config.schema_data import DatasetConfig
 from regimen.errors import ConfigError, ConvertError, UsageError
@@ -24,6 +25,24 @@ def environment_of(config: TrainConfig, dataset: DatasetConfig) -> Environment:
     names = list(dict.fromkeys(name for part in dataset.sources for name in _environments_of(part)))
     members = {name: load_entry(name, config.env.get(name, {})) for name in names}
     return Mixture(members=members) if len(members) > 1 else members[names[0]]
+
+
+def training_tasks(config: TrainConfig) -> tuple[Environment | None, list[Task]]:
+    """What `data.train` plays. Raises `ConfigError` where its tasks fill no step."""
+    if config.data.train is None:
+        raise ConfigError("there are no tasks", where="data.train", expected="dataset_name: Environment, env_name")
+    environment, tasks = tasks_to_play(config, config.data.train, "train")
+    if len(tasks) < config.tasks_per_generation:
+        raise ConfigError(f"{len(tasks)} tasks", where="data.train", expected=f"at least {config.tasks_per_generation}")
+    return environment, tasks
+
+
+def tasks_to_play(config: TrainConfig, data: DatasetConfig, split: Split) -> tuple[Environment | None, list[Task]]:
+    """The tasks of a data set, and the environment that plays them; None where agents of a running gym do."""
+    if is_played_by_gym(config, data):
+        return None, tasks_of_gym(data)
+    environment = environment_of(config, data)
+    return environment, tasks_of_dataset(data, environment, split)
 
 
 def tasks_of_dataset(dataset: DatasetConfig, environment: Environment, split: Split) -> list[Task]:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from regimen.errors import RunError
+from regimen.errors import RunError, first_line
 
 TREE = "regimen_state"
 # Plain values that JSON has no word for are objects with one of these keys, which no state uses as a name.
@@ -78,8 +78,9 @@ def _writing(path: Path) -> Generator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"cannot be written ({reason})", where=str(path), fix="free space on the disk") from error
+        raise RunError(
+            f"cannot be written ({first_line(error)})", where=str(path), fix="free space on the disk"
+        ) from error
 
 
 def _name_dtype(path: Path, dtype: torch.dtype) -> None:
@@ -117,8 +118,7 @@ def load_state(path: Path) -> dict[str, Any]:
             names = cast("list[str]", file.keys())
             return _decoded(json.loads(text), {name: file.get_tensor(name) for name in names})
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the training state cannot be read ({reason})", where=str(path)) from error
+        raise RunError(f"the training state cannot be read ({first_line(error)})", where=str(path)) from error
 
 
 def copied(value: Any) -> Any:

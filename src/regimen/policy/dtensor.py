@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from regimen.errors import ConfigError, PolicyError
+from regimen.errors import ConfigError
 from regimen.models import default_device, load_model
 from regimen.policy.base import Loss
 from regimen.policy.checkpoint import model_tensors, save_model
@@ -123,33 +123,23 @@ class DTensorPolicy(LocalPolicy):
 
     def state(self) -> dict[str, Any]:
         """The schedule; weights and optimiser are in the shards."""
-        if self.schedule is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
-        return {"schedule": self.schedule.state_dict()}
+        return {"schedule": self._training_state()[1].state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        if self.schedule is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
-        self.schedule.load_state_dict(state["schedule"])
+        self._training_state()[1].load_state_dict(state["schedule"])
 
     def save_shards(self, folder: Path) -> None:
         """Write master weights and optimiser into `folder`, each process its own."""
-        if self.optimizer is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
-        save_shards(self.model, self.optimizer, folder)
+        save_shards(self.model, self._training_state()[0], folder)
 
     def shards_saver(self, group: Any) -> Callable[[Path], None]:
         """A function that writes what `save_shards` would write now, from a copy; every process calls it."""
-        if self.optimizer is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
-        return shards_writer(self.model, self.optimizer, group)
+        return shards_writer(self.model, self._training_state()[0], group)
 
     def load_shards(self, folder: Path) -> None:
         """Restore what any number of processes wrote with `save_shards`."""
-        if self.optimizer is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
-        load_shards(self.model, self.optimizer, folder)
+        load_shards(self.model, self._training_state()[0], folder)
 
     def _placed(self, model: torch.nn.Module) -> tuple[ForestDecoder, torch.device]:
         dtype = compute_dtype(self.options.precision)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from regimen.errors import NonFiniteError, PolicyError
 from regimen.models import default_device, load_model
@@ -110,9 +112,8 @@ class LocalPolicy:
         `before_step` is called when all gradients are there; what it raises keeps the weights as they are.
         `advance_schedule`: whether this is the last optimiser step of a step of the run.
         """
-        if self.optimizer is None or self.schedule is None:
-            raise PolicyError("this policy was loaded for reading and cannot train")
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer, schedule = self._training_state()
+        optimizer.zero_grad(set_to_none=True)
         with self._dropping():
             total, metrics = self._accumulate(forests, loss, backward=True)
         limit = self.options.max_grad_norm
@@ -121,10 +122,10 @@ class LocalPolicy:
             raise self._not_finite(total, norm)
         if before_step is not None:
             before_step()
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        self.optimizer.step()
+        rate = float(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         if advance_schedule:
-            self.schedule.step()
+            schedule.step()
         return StepResult(total, norm, rate, metrics, sum(forest.num_tokens for forest in forests))
 
     def evaluate(self, forests: Sequence[Forest], loss: Loss) -> StepResult:
@@ -164,18 +165,16 @@ class LocalPolicy:
 
     def state(self) -> dict[str, Any]:
         """Trained weights, optimiser and schedule: what resuming needs. Tensors and plain values only."""
-        if self.optimizer is None or self.schedule is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
+        optimizer, schedule = self._training_state()
         return {
             "model": {name: tensor.detach() for name, tensor in self._trained().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        if self.optimizer is None or self.schedule is None:
-            raise PolicyError("this policy was loaded for reading and has no training state")
+        optimizer, schedule = self._training_state()
         own = self._trained()
         other = [name for name in {*own, *state["model"]} if _shape(own, name) != _shape(state["model"], name)]
         if other:
@@ -186,8 +185,14 @@ class LocalPolicy:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state["model"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+
+    def _training_state(self) -> tuple[Optimizer, LRScheduler]:
+        """Optimiser and schedule. Raises `PolicyError` where the policy has none."""
+        if self.optimizer is None or self.schedule is None:
+            raise PolicyError("this policy was loaded for reading and has no training state")
+        return self.optimizer, self.schedule
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that training changes."""

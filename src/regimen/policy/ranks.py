@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from regimen.errors import OtherRankError, RegimenError, RunError, UsageError
+from regimen.errors import OtherRankError, RegimenError, RunError, UsageError, first_line
 
 # Others wait while one process plays long episodes or writes a checkpoint; one that died is noticed at once.
 PATIENCE = timedelta(hours=2)
@@ -153,8 +153,7 @@ def _shared_store(rank: int, size: int) -> Store:
     try:
         store = TCPStore(host, port, size, is_server, timeout=timedelta(minutes=5))
     except (RuntimeError, TimeoutError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the processes cannot meet ({reason})", where=f"{host}:{port}") from None
+        raise RunError(f"the processes cannot meet ({first_line(error)})", where=f"{host}:{port}") from None
     return PrefixStore("regimen", store)
 
 

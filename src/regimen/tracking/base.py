@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from regimen import registry
+from regimen.errors import first_line
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,9 +102,8 @@ def _is_remote(tracker: Tracker) -> bool:
 
 
 def _say_lost(tracker: Tracker, error: Exception) -> None:
-    reason = (str(error).splitlines() or [""])[0]
     name = type(tracker).__name__
-    print(f"note: {name} failed ({reason}) and gets no more metrics; metrics.jsonl has all", file=sys.stderr)
+    print(f"note: {name} failed ({first_line(error)}) and gets no more metrics; metrics.jsonl has all", file=sys.stderr)
 
 
 def open_trackers(

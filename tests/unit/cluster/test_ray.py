@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_runs
+from training_processes import finish, start, wait_for_a_step, written
 
 from regimen.cluster.ray import Layout, Place
 from regimen.config.load import load_train_config
@@ -21,9 +20,8 @@ from regimen.pipelines.run import checkpoints
 from regimen.pipelines.train import train
 from regimen.tracking.jsonl import read_metrics
 
-TIMEOUT = 600
 ON_RAY = ["policy.dtensor_cfg.enabled=true", "cluster.num_processes=2", "cluster.launcher=ray"]
-QUICKLY = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # a busy machine starves what is nice
+QUICKLY = {"RAY_worker_niceness": "0"}  # a busy machine starves what is nice
 
 
 def test_processes_of_a_machine() -> None:
@@ -82,43 +80,14 @@ def test_a_place_hands_signals_on(tmp_path: Path) -> None:
     place.send(signal.SIGTERM)  # nobody is there any more
 
 
-def start(config: str, *words: str) -> subprocess.Popen[str]:
-    mine = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "RAY_ADDRESS"}
-    environment = {name: value for name, value in os.environ.items() if name not in mine}
-    return subprocess.Popen(
-        [sys.executable, "-m", "regimen.cli.main", "train", config, *ON_RAY, *words],
-        env={
-            **environment,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "OMP_NUM_THREADS": "1",
-            "RAY_worker_niceness": "0",
-        },
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    return process.returncode, stdout, stderr
-
-
-def written(model: Path, folder: Path, **section: object) -> str:
-    tree = tiny_runs.configuration("sft", model, folder, folder / "ray", **section)
-    tree["policy"]["precision"] = "float32"
-    path = folder / "config.json"
-    path.write_text(json.dumps(tree))
-    return str(path)
+def start_on_ray(config: str, *words: str) -> subprocess.Popen[str]:
+    return start(config, *ON_RAY, *words, **QUICKLY)
 
 
 @pytest.mark.slow
 def test_two_processes_in_a_cluster_train_as_one(tiny_folder: Path, tmp_path: Path) -> None:
-    path = written(tiny_folder, tmp_path, max_num_steps=2)
-    code, stdout, stderr = finish(start(path))
+    path = written("sft", tiny_folder, tmp_path, "ray", max_num_steps=2)
+    code, stdout, stderr = finish(start_on_ray(path))
     assert code == 0, stderr
     assert stdout.count("done: 2 steps") == 1
     one = train(load_train_config(path, [f"checkpointing.checkpoint_dir={tmp_path / 'one'}"]))
@@ -127,18 +96,16 @@ def test_two_processes_in_a_cluster_train_as_one(tiny_folder: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_an_error_and_a_signal_end_all(tiny_folder: Path, tmp_path: Path) -> None:
-    path = written(tiny_folder, tmp_path, max_num_epochs=3000, max_num_steps=5000, val_period=0, val_at_end=False)
-    code, _, stderr = finish(start(path, "data.train.data_path=/nowhere.jsonl"))
-    assert (code, stderr.count("there is no such file")) == (2, 1)
+    section = {"max_num_epochs": 3000, "max_num_steps": 5000, "val_period": 0, "val_at_end": False}
+    path = written("sft", tiny_folder, tmp_path, "ray", **section)
+    code, _, stderr = finish(start_on_ray(path, "data.train.data_path=/nowhere.jsonl"))
+    assert (code, stderr.count("there is no such file")) == (2, 1), stderr
     assert "Traceback" not in stderr
-    process = start(path, "checkpointing.save_period=10000")
-    metrics = tmp_path / "ray" / "metrics.jsonl"
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline and not (metrics.exists() and b"train/loss" in metrics.read_bytes()):
-        time.sleep(0.1)
+    process = start_on_ray(path, "checkpointing.save_period=10000")
+    wait_for_a_step(tmp_path / "ray")
     process.send_signal(signal.SIGTERM)
     code, _, stderr = finish(process)
     assert code == 130, stderr
     [checkpoint] = checkpoints(tmp_path / "ray")
-    steps = [row["step"] for row in read_metrics(metrics) if "train/loss" in row]
+    steps = [row["step"] for row in read_metrics(tmp_path / "ray" / "metrics.jsonl") if "train/loss" in row]
     assert checkpoint.name == f"step_{steps[-1]}"

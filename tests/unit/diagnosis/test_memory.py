@@ -7,23 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from small_shape import MODEL
+from small_shape import PARAMETERS as P
 
 from regimen.diagnosis.memory import CHUNK_BYTES, PARTS, GenerationLoad, MemoryEstimate, Workload, estimate_memory
-from regimen.diagnosis.shapes import LoraShape, shape_of
+from regimen.diagnosis.shapes import LoraShape
 from regimen.policy.decoder import ForestDecoder, compute_dtype
 from regimen.policy.logprobs import CHUNK_BYTES as REAL_CHUNK_BYTES
 from regimen.tokens.forest import TrainingSequence, build_forest
 
-MODEL = {
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-    "tie_word_embeddings": True,
-}
-P = 1992  # parameters, by hand in test_shapes.py
 # A token of a layer in float32: the residual and its norm twice, four inputs (one for q, k, v, one for the MLP, as
 # float32 keeps them), q, the output twice, k, v, the MLP's four, log-sum-exp and the norms' scales.
 LAYER = 4 * (4 * 8 + 2 * 8 + 3 * 4 * 2 + 2 * 2 * 2 + 4 * 16) + 4 * 4 + 2 * 4
@@ -127,8 +119,6 @@ class Kept:
 def test_activations_are_what_autograd_keeps(tiny: ModuleType, kind: str, precision: str) -> None:
     """The difference of two lengths leaves out the casts of weights; none of the sampled positions is at its end."""
     model = tiny.tiny_model(kind, num_hidden_layers=3, head_dim=8)
-    shape = shape_of(model.config.to_dict())
-    assert shape is not None
     sizes = {tokens: kept_by(model, precision, tokens) for tokens in (100, 150)}
     estimates = {tokens: estimate_memory(model.config.to_dict(), Workload(tokens=tokens, precision=precision))
                  for tokens in sizes}  # fmt: skip

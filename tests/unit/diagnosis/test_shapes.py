@@ -1,20 +1,9 @@
 """Sizes from config.json against numbers worked out by hand, and against a model's real size."""
 
 import pytest
+from small_shape import MODEL, PARAMETERS
 
 from regimen.diagnosis.shapes import shape_of
-
-MODEL = {
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-    "tie_word_embeddings": True,
-}
-# 100 x 8 + 2 (8 x 2 x (8 + 4) + 3 x 8 x 16 + 16) + 8
-PARAMETERS = 800 + 2 * (192 + 384 + 16) + 8
 
 
 def test_the_parameters_by_hand():

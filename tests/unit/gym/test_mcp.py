@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import servers
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.conformance import message
@@ -67,9 +68,7 @@ def environment(script: Path) -> Environment:
 
 @pytest.fixture(scope="module")
 def url(script: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = servers.free_port()
     process = subprocess.Popen([sys.executable, str(script), str(port)], stderr=subprocess.DEVNULL)
     for _ in range(600):
         try:
@@ -77,6 +76,8 @@ def url(script: Path) -> Iterator[str]:
             break
         except OSError:
             time.sleep(0.1)
+    else:
+        pytest.fail("the server did not start")
     yield f"http://127.0.0.1:{port}/mcp"
     process.kill()
     process.wait()

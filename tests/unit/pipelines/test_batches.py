@@ -306,8 +306,7 @@ def test_dynamic_sampling_plays_until_enough_groups_differ(tmp_path: Path) -> No
 
 
 def test_what_is_more_than_enough_and_what_fails_is_counted(tmp_path: Path) -> None:
-    made = dynamic(tmp_path, varied=set(range(9)), batch_multiplier=5)  # ten tasks at once
-    made.tasks = [Task(index=index, row={}) for index in range(10)]
+    made = dynamic(tmp_path, varied=set(range(9)), num_tasks=10, batch_multiplier=5)  # ten tasks at once
     batch = made.batch(0)
     assert batch.ledger == {"trained": 6, "dropped_surplus": 21, "dropped_zero_variance": 2, "failed:timed_out": 1}
     assert batch.metrics["dynamic_sampling_num_discarded_valid_samples"] == 21.0

@@ -85,6 +85,10 @@ def test_the_code_is_that_of_the_first_to_fail(
     hanging = processes_of(forever, "import sys; sys.exit(2)")
     assert launching._wait(hanging) == 2
     assert time.monotonic() - began < 20
+    bystander = "import sys; sys.exit(3)"
+    late = processes_of(bystander, "import sys, time; time.sleep(0.3); sys.exit(2)")
+    assert launching._wait(late) == 2  # the one that ended first did so for the other's sake
+    assert launching._wait(processes_of(bystander, "pass")) == 1
     killed = processes_of("import os; os.kill(os.getpid(), 9)", "pass")
     assert launching._wait(killed) == 137
     assert "error: process 0 was ended by signal 9" in capsys.readouterr().err

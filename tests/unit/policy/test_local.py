@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from padded import SEQUENCES, nll
 from torch import Tensor
 
 from regimen.algorithms.losses import sft_loss
@@ -21,11 +22,6 @@ from regimen.tokens.packing import micro_batches
 
 KWARGS = {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-5}
 DECAY = [{"name": "torch.optim.lr_scheduler.LinearLR", "kwargs": {"start_factor": 0.5, "total_iters": 4}}]
-SEQUENCES = [
-    TrainingSequence([5, 6, 7, 8, 9], [(2, 5)]),
-    TrainingSequence([5, 6, 7, 30], [(3, 4)]),
-    TrainingSequence([5, 40, 41, 42], [(1, 2), (3, 4)]),
-]
 
 
 def options(**changes: Any) -> LocalPolicyOptions:
@@ -38,15 +34,6 @@ def policy_of(tiny: ModuleType, **changes: Any) -> LocalPolicy:
 
 def weights(model: Any) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-
-
-def nll(model: Any) -> Tensor:
-    """The SFT loss on a padded batch, written out."""
-    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 30, 0], [5, 40, 41, 42, 0]])
-    mask = (torch.arange(5) < torch.tensor([5, 4, 4])[:, None]).long()
-    labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, -100, -100, 30, -100], [-100, 40, -100, 42, -100]])
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def test_steps_equal_a_torch_loop(tiny: ModuleType) -> None:

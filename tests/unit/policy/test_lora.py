@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from padded import SEQUENCES, nll
 from torch import Tensor
 
 from regimen.algorithms.losses import sft_loss
@@ -20,15 +21,9 @@ from regimen.models import load_model
 from regimen.policy.checkpoint import load_state, save_state
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.policy.lora import LoraOptions, choose_layers
-from regimen.tokens.forest import TrainingSequence
 from regimen.tokens.packing import micro_batches
 
 KWARGS = {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-5}
-SEQUENCES = [
-    TrainingSequence([5, 6, 7, 8, 9], [(2, 5)]),
-    TrainingSequence([5, 6, 7, 30], [(3, 4)]),
-    TrainingSequence([5, 40, 41, 42], [(1, 2), (3, 4)]),
-]
 LORA = LoraOptions(dim=4, alpha=8, seed=3)
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -64,15 +59,6 @@ def move(policy: LocalPolicy) -> None:
         for name, tensor in adapters_of(policy.model).items():
             if "lora_B" in name:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-
-
-def nll(model: Any) -> Tensor:
-    """The SFT loss on a padded batch, written out."""
-    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 30, 0], [5, 40, 41, 42, 0]])
-    mask = (torch.arange(5) < torch.tensor([5, 4, 4])[:, None]).long()
-    labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, -100, -100, 30, -100], [-100, 40, -100, 42, -100]])
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def test_gradients_equal_those_of_peft_on_a_padded_batch(tiny: ModuleType) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import servers
 
 from regimen.generation.base import Sampling
 from regimen.generation.fake import FakeGeneration
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
 from regimen.serving.engine import Engine, Served
 from regimen.serving.guard import Guard, ServerLimits
-from regimen.serving.listen import address_of, bind, server_of
 from regimen.tokens.parsing import parse_assistant_text
 
 STOP = 1
@@ -115,24 +112,6 @@ def client_of(app: Any, limits: ServerLimits | None = None, token: str | None = 
     return httpx.AsyncClient(transport=transport, base_url=BASE)
 
 
-@contextmanager
-def running(app: Any, limits: ServerLimits | None = None, token: str | None = None) -> Iterator[str]:
-    """The address of a real server, in a thread."""
-    listening = bind("127.0.0.1", 0)
-    server = server_of(app, limits or ServerLimits(), token)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    try:
-        yield address_of(listening)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listening.close()
-
-
 @pytest.fixture
 def kit() -> SimpleNamespace:
     """The helpers of this file."""
@@ -142,6 +121,6 @@ def kit() -> SimpleNamespace:
         client_of=client_of,
         engine_of=engine_of,
         message=message,
-        running=running,
+        running=servers.running,
         says=says,
     )

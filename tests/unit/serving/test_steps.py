@@ -9,7 +9,7 @@ from regimen.gym.environments.gridworld import Gridworld
 from regimen.serving.environment import COOKIE, environment_app
 
 
-def turn(kit: Any, *items: Any) -> dict[str, Any]:
+def turn(*items: Any) -> dict[str, Any]:
     return {"id": "r", "object": "response", "output": [*items], "tools": []}
 
 
@@ -19,7 +19,7 @@ async def walk(kit: Any, client: Any, row: dict[str, Any], moves: list[str]) -> 
     replies = []
     for move in moves:
         item = kit.message(f"<action>{move}</action>")
-        reply = await client.post("/step", json={**row, "response": turn(kit, item)})
+        reply = await client.post("/step", json={**row, "response": turn(item)})
         assert COOKIE in reply.cookies  # NeMo Gym's agent sends the cookies of the last answer
         replies.append(reply.json())
     return replies
@@ -38,7 +38,7 @@ async def test_an_episode_by_steps(kit: Any) -> None:
         assert replies[-1]["observation"] is None
         assert replies[-1]["info"]["num_steps"] == len(way)
         assert replies[-1]["info"]["reward_components"] == {"goal": 1.0, "directness": 1.0}
-        over = await client.post("/step", json={**row, "response": turn(kit, kit.message("up"))})
+        over = await client.post("/step", json={**row, "response": turn(kit.message("up"))})
         assert (over.status_code, over.json()["error"]["code"]) == (400, "no_session")
 
 
@@ -62,12 +62,12 @@ async def test_calls_come_back_as_tool_outputs(kit: Any) -> None:
     wrong = {**call, "name": "abacus", "call_id": "c2"}
     async with kit.client_of(environment_app(environment)) as client:
         await client.post("/reset", json=row)
-        called = (await client.post("/step", json={**row, "response": turn(kit, call, wrong)})).json()
+        called = (await client.post("/step", json={**row, "response": turn(call, wrong)})).json()
         refused = {"call_id": "c2", "output": "Error: unknown tool 'abacus'; use calculator"}
         assert called["info"]["tool_outputs"] == [{"call_id": "c1", "output": "5"}, refused]
         assert (called["terminated"], called["observation"]) == (False, None)
         said = kit.message(f"The answer is {row['expected_answer']}.")
-        last = (await client.post("/step", json={**row, "response": turn(kit, said)})).json()
+        last = (await client.post("/step", json={**row, "response": turn(said)})).json()
     assert (last["terminated"], last["reward"]) == (True, 1.0)
 
 
@@ -75,7 +75,7 @@ async def test_a_step_needs_a_beginning_and_items(kit: Any) -> None:
     row = Gridworld().tasks("train", 1)[0].row
     for environment in (Gridworld(), load_environment("calculator")):
         async with kit.client_of(environment_app(environment)) as client:
-            early = await client.post("/step", json={**row, "response": turn(kit)})
+            early = await client.post("/step", json={**row, "response": turn()})
             assert (early.status_code, early.json()["error"]["code"]) == (400, "no_session")
             assert (await client.post("/step", json={**row, "response": {"output": [3]}})).status_code == 422
             assert (await client.post("/reset", json={})).status_code == 422

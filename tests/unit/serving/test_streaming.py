@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import openai
@@ -77,19 +78,15 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
 @pytest.fixture
 async def official(kit: Any) -> AsyncIterator[Any]:
     """A generation -> OpenAI's client of a model server over it, on a real socket."""
-    running: list[Any] = []
+    async with AsyncExitStack() as stack:
 
-    def make(generation: Any, **changes: Any) -> openai.AsyncOpenAI:
-        server = kit.running(model_app(kit.engine_of(generation, **changes)))
-        url = server.__enter__()
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        running.append((client, server))
-        return client
+        def make(generation: Any, **changes: Any) -> openai.AsyncOpenAI:
+            url = stack.enter_context(kit.running(model_app(kit.engine_of(generation, **changes))))
+            client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+            stack.push_async_callback(client.close)
+            return client
 
-    yield make
-    for client, server in running:
-        await client.close()
-        server.__exit__(None, None, None)
+        yield make
 
 
 def slow(text: str, token_delay: float = 0.05) -> FakeGeneration:

@@ -6,10 +6,10 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from prompts import asked
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.conformance import message
@@ -18,17 +18,12 @@ from regimen.gym.environments.code import Code
 from regimen.gym.environments.code import tasks as module
 from regimen.gym.environments.code.kinds import KINDS
 from regimen.gym.environments.code.verify import code_of, equal
-from regimen.rollouts.messages import input_messages
 
 
 @pytest.fixture(scope="module")
 def tasks() -> list[Task]:
     rows = [row for split in SPLITS for row in module.task_rows(split, module.NUM_TASKS[split], 0)]
     return [Task(index, row) for index, row in enumerate(rows)]
-
-
-def asked(task: Task) -> str:
-    return input_messages(task.row["responses_create_params"])[-1]["content"]
 
 
 def block(code: str) -> str:
@@ -54,12 +49,6 @@ def test_the_prompt_shows_examples_and_hides_the_tests(tasks: list[Task]) -> Non
         for test in task.row["tests"]:
             assert f"({test['args'][0]!r}) ==" not in asked(task)
         assert task.row["solution"] not in asked(task)
-
-
-def test_the_example_rows_are_the_first_tasks() -> None:
-    path = Path(module.__file__).with_name("example.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == module.task_rows("train", len(KINDS), 0)
 
 
 def hard_coded(task: Task) -> str:

@@ -52,7 +52,7 @@ async def test_what_it_prints_goes_nowhere(sandbox: Sandbox) -> None:
 
 
 ESCAPES = {
-    "a socket": "import socket\nreturn socket.create_connection(('127.0.0.1', 1)).fileno()",
+    "a socket": "import socket\nreturn socket.socket().fileno()",
     "a socket of this machine": "import socket\nreturn socket.socket(socket.AF_UNIX).fileno()",
     "a name": "import socket\nreturn socket.gethostbyname('localhost')",
     "a process": "return os.fork()",
@@ -80,7 +80,7 @@ ESCAPES = {
     "more memory": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nreturn 1",
     "more time": "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))\nreturn 1",
     "root": "os.setuid(0)\nreturn 1",
-    "this package": "sys.path += [os.path.dirname(os.__file__) + '/site-packages']\nimport regimen\nreturn 1",
+    "packages": "return os.listdir(os.path.dirname(os.__file__) + '/site-packages')[0]",
 }
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
+from prompts import asked
 
 from regimen.errors import ConfigError
 from regimen.gym.conformance import judge, message
 from regimen.gym.environment import SPLITS, Task
-from regimen.gym.environments.gridworld import Gridworld, world
+from regimen.gym.environments.gridworld import Gridworld
 from regimen.gym.environments.gridworld.world import MOVES, Grid
 from regimen.gym.protocol import observation_item
-from regimen.rollouts.messages import input_messages
 
 ENVIRONMENT = Gridworld()
 TASKS = [task for split in SPLITS for task in ENVIRONMENT.tasks(split)]
@@ -28,10 +26,6 @@ def drawn(*lines: str, max_moves: int = 10) -> Grid:
     grid.player = next((r, c) for r, line in enumerate(lines) for c, kind in enumerate(line) if kind == "@")
     grid.max_moves = max_moves
     return grid
-
-
-def asked(task: Task) -> str:
-    return input_messages(task.row["responses_create_params"])[-1]["content"]
 
 
 async def played(task: Task, answers: list[str]) -> Any:
@@ -49,12 +43,6 @@ async def played(task: Task, answers: list[str]) -> Any:
 def test_there_are_hundreds_and_none_twice() -> None:
     assert Counter(task.row["split"] for task in TASKS) == {"train": 400, "validation": 120, "test": 200}
     assert len({asked(task) for task in TASKS}) == len(TASKS)
-
-
-def test_the_example_rows_are_the_first_tasks() -> None:
-    path = Path(world.__file__).with_name("example.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == [task.row for task in ENVIRONMENT.tasks("train", 5)]
 
 
 def test_the_map_of_the_prompt_is_the_one_that_is_played() -> None:

@@ -6,26 +6,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from prompts import asked
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.environment import SPLITS, Task, Verdict
 from regimen.gym.environments.instructions import Instructions, bank
-from regimen.gym.environments.instructions import tasks as module
 from regimen.gym.environments.instructions.prose import fault_of
 from regimen.gym.environments.instructions.recipes import RECIPES
-from regimen.gym.environments.instructions.tasks import KINDS
-from regimen.rollouts.messages import input_messages
 
 ENVIRONMENT = Instructions()
 TASKS = [task for split in SPLITS for task in ENVIRONMENT.tasks(split)]
-
-
-def asked(task: Task) -> str:
-    return input_messages(task.row["responses_create_params"])[-1]["content"]
 
 
 def item(text: Any) -> dict[str, Any]:
@@ -62,12 +55,6 @@ def test_no_request_is_there_twice_and_seeds_share_the_splits() -> None:
     assert len(set(prompts)) == len(prompts)
     other = Instructions(seed=1)
     assert not {asked(task) for task in other.tasks("test")} & {asked(task) for task in ENVIRONMENT.tasks("train")}
-
-
-def test_the_example_rows_are_the_first_tasks() -> None:
-    path = Path(module.__file__).with_name("example.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == [task.row for task in ENVIRONMENT.tasks("train", len(KINDS))]
 
 
 async def test_the_perfect_player_scores_1_on_all_tasks(answers: dict[int, str]) -> None:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
+from prompts import asked
 
 from regimen.errors import ConfigError
 from regimen.gym.environment import SPLITS, Task
 from regimen.gym.environments.math import Math
 from regimen.gym.environments.math import tasks as module
 from regimen.gym.environments.math.kinds import KINDS
-from regimen.rollouts.messages import input_messages
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +28,6 @@ def environment() -> Math:
 @pytest.fixture(scope="module")
 def tasks(environment: Math) -> list[Task]:
     return [task for split in SPLITS for task in environment.tasks(split)]
-
-
-def asked(task: Task) -> str:
-    return input_messages(task.row["responses_create_params"])[-1]["content"]
 
 
 async def rewards(environment: Math, tasks: list[Task], say: Callable[[Task], str]) -> list[float]:
@@ -69,12 +63,6 @@ def test_there_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected one of train, validation, test"):
         Math().tasks("dev")  # type: ignore[arg-type]
-
-
-def test_the_example_rows_are_the_first_tasks() -> None:
-    path = Path(module.__file__).with_name("example.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == [task.row for task in Math().tasks("train", len(KINDS))]
 
 
 NUMBERS = re.compile(r"-?\d+")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from prompts import asked
 
 from regimen.errors import ConfigError
 from regimen.gym.environment import SPLITS, Task
 from regimen.gym.environments.multiple_choice import MultipleChoice
-from regimen.gym.environments.multiple_choice import tasks as module
 from regimen.gym.environments.multiple_choice.tasks import DAYS, KINDS, LETTERS
-from regimen.rollouts.messages import input_messages
 
 ENVIRONMENT = MultipleChoice()
 TASKS = [task for split in SPLITS for task in ENVIRONMENT.tasks(split)]
-
-
-def asked(task: Task) -> str:
-    return input_messages(task.row["responses_create_params"])[-1]["content"]
 
 
 def options_of(task: Task) -> dict[str, str]:
@@ -57,12 +50,6 @@ def test_seeds_share_the_splits() -> None:
 
     assert not questions(0, "train") & questions(1, "test")
     assert questions(0, "train") != questions(1, "train")
-
-
-def test_the_example_rows_are_the_first_tasks() -> None:
-    path = Path(module.__file__).with_name("example.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == [task.row for task in ENVIRONMENT.tasks("train", len(KINDS))]
 
 
 def test_an_unknown_split_is_refused() -> None:

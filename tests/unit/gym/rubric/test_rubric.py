@@ -7,11 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_judge import FakeJudge, completion, grade, running_judge
+from prompts import asked
 
 from regimen.errors import ConfigError, GymError, UsageError
 from regimen.generation.base import Reply, Sampling
@@ -270,16 +270,6 @@ def test_there_are_hundreds_of_each_split_over_all_kinds() -> None:
     assert {task.row["kind"] for task in TASKS} == KINDS.keys()
     prompts = {task.row["responses_create_params"]["input"][0]["content"] for task in TASKS}
     assert len(prompts) == len(TASKS)
-
-
-def test_the_example_rows_are_the_first_tasks() -> None:
-    path = Path(module.__file__).with_name("example.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert rows == module.task_rows("train", len(KINDS), 0)
-
-
-def asked(task: Task) -> str:
-    return task.row["responses_create_params"]["input"][0]["content"]
 
 
 ADVERSARIES: dict[str, Callable[[Task], str]] = {

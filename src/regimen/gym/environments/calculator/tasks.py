@@ -19,7 +19,7 @@ from regimen.errors import ConfigError
 from regimen.gym import generated
 from regimen.gym.environment import Split
 from regimen.gym.environments.calculator.expression import ExpressionError, calculate
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 
 DEFAULT_MIX = {
     "addition": 0.25,
@@ -152,8 +152,7 @@ def check_mix(mix: Mapping[str, float]) -> dict[str, float]:
     """The mix as shares that add up to 1, without kinds of share 0; raises `ConfigError`."""
     for kind, share in mix.items():
         if kind not in KINDS:
-            close = nearest(kind, list(KINDS))
-            fix = f"did you mean {close!r}?" if close else None
+            fix = did_you_mean(kind, KINDS)
             raise ConfigError(f"unknown kind {kind!r} in mix", expected=f"one of {', '.join(KINDS)}", fix=fix)
         if not _is_share(share):
             raise ConfigError(f"mix.{kind} is {share!r}", expected="a number of at least 0")

@@ -21,7 +21,7 @@ import msgspec
 from regimen.errors import GymError
 from regimen.gym.environments.instructions.language import KNOWN, language_of
 from regimen.gym.environments.instructions.text import bullets, numbered, parts, sentences, words
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 
 Relation = Literal["less than", "at least", "at most", "exactly"]
 Count = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
@@ -249,8 +249,7 @@ class Instruction(msgspec.Struct, frozen=True):
 def instruction(id: object, given: Mapping[str, Any] | None) -> Instruction:
     """The instruction with its parameters checked; those that are null count as not given."""
     if not isinstance(id, str) or id not in CHECKS:
-        close = nearest(str(id), list(CHECKS))
-        fix = f"did you mean {close!r}?" if close else "leave this task out"
+        fix = did_you_mean(str(id), CHECKS) or "leave this task out"
         raise GymError(f"unknown instruction {id!r}", where="instruction_id_list", fix=fix)
     parameters = {name: value for name, value in (given or {}).items() if value is not None}
     wanted = _parameters_of(id)

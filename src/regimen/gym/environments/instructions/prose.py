@@ -50,7 +50,7 @@ def _has_stop_words(said: Sequence[str]) -> bool:
 def _repeats(said: Sequence[str], text: str) -> bool:
     """Whether one word, the same words or the same sentences fill the text."""
     counts = Counter(word for word in said if word not in _COMMON)
-    runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
+    runs = _runs(said)
     if counts and max(counts.values()) > max(4, MAX_ONE_WORD * len(said)):
         return True
     if len(runs) - len(set(runs)) > MAX_REPEATED * len(runs):
@@ -61,6 +61,9 @@ def _repeats(said: Sequence[str], text: str) -> bool:
 
 def _copied(said: Sequence[str], prompt: Sequence[str]) -> float:
     """The share of runs of words that are the prompt's."""
-    runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
-    known = {tuple(prompt[i : i + RUN]) for i in range(len(prompt) - RUN + 1)}
+    runs, known = _runs(said), set(_runs(prompt))
     return sum(run in known for run in runs) / max(1, len(runs))
+
+
+def _runs(said: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]

@@ -18,7 +18,7 @@ import msgspec
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.workers import Workers
-from regimen.registry import nearest
+from regimen.registry import did_you_mean
 
 SCRIPT = Path(__file__).with_name("worker.py")
 WHERE = "environment 'reasoning_gym'"
@@ -123,7 +123,10 @@ def _settings(datasets: object, known: Sequence[str]) -> dict[str, dict[str, Any
 def _check_names(name: str, config: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
     if name not in known:
         raise ConfigError(
-            f"unknown dataset {name!r}", where=WHERE, expected="a dataset of reasoning-gym", fix=_hint(name, known)
+            f"unknown dataset {name!r}",
+            where=WHERE,
+            expected="a dataset of reasoning-gym",
+            fix=did_you_mean(name, known),
         )
     for key in config:
         if key not in known[name]:
@@ -131,10 +134,5 @@ def _check_names(name: str, config: Mapping[str, Any], known: Mapping[str, list[
                 f"unknown setting {key!r}",
                 where=f"dataset {name!r} of {WHERE}",
                 expected=f"one of {', '.join(known[name])}",
-                fix=_hint(key, known[name]),
+                fix=did_you_mean(key, known[name]),
             )
-
-
-def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
-    close = nearest(name, list(known))
-    return f"did you mean {close!r}?" if close else None
