@@ -12,7 +12,7 @@ SMOKE_FOLDER ?= runs/smoke
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-QUICK_TESTS := not slow and not gpu and not vllm and not browser
+QUICK_TESTS := not slow and not gpu
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev quickstart smoke check test test-all clean

@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from collection.chaos import ModelServer, collect_in_chaos
+from collection.server import CALL
 
 from regimen.config.load import load_collect_config
 from regimen.generation.base import Reply, Sampling
@@ -48,8 +49,7 @@ class InstantModel:
         last = messages[-1]
         message: dict[str, Any] = {"role": "assistant", "content": f"The answer is {last['content']}."}
         if last["role"] != "tool":
-            function = {"name": "calculator", "arguments": '{"expression": "2 + 3"}'}
-            message = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": function}]}
+            message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
         return Reply(message=message, stop_reason="stop", num_input_tokens=3, num_output_tokens=3)
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/index.py [--megabytes 200] [--file rollouts.jsonl]
 
-Without a file, realistic multi-turn rows of about 10 KB are made, half of them with token ids, 8 repeats per task in
+Without a file, realistic multi-turn rows of about 12 KB are made, half of them with token ids, 8 repeats per task in
 shuffled order. Both are timed three times in turn, in processor time, so that other work on the machine counts less.
 """
 

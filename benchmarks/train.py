@@ -83,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=1, help="GRPO: prompts in a step")
     parser.add_argument("--group-size", type=int, default=8, help="GRPO: completions of each prompt")
     parser.add_argument("--new-tokens", type=int, default=32, help="GRPO: tokens of each completion")
+    parser.add_argument("--micro-batch-tokens", type=int, default=16384, help="Regimen: tokens computed at once")
+    parser.add_argument(
+        "--micro-batch-rows", type=int, default=0, help="TRL: rows (pairs) computed at once; 0: all of a step"
+    )
     parser.add_argument("--forest-completion", type=int, default=16, help="forest: mean tokens of a completion")
     parser.add_argument("--forest-rounds", type=int, default=2, help="forest: times each layout is measured")
     parser.add_argument("--longest", type=int, default=2048, help="cost of length: tokens of the longest sequence")
@@ -100,6 +104,8 @@ def _settings(options: argparse.Namespace, scratch: Path) -> Settings:
         "prompts",
         "group_size",
         "new_tokens",
+        "micro_batch_tokens",
+        "micro_batch_rows",
         "forest_completion",
         "forest_rounds",
         "longest",
@@ -111,13 +117,11 @@ def _settings(options: argparse.Namespace, scratch: Path) -> Settings:
     if options.quick:
         settings = Settings(model=options.model or str(save_tiny_model(scratch / "model")), **chosen)
         return replace(settings, **QUICK)
-    if options.model is None:
-        from regimen.pipelines.small_model import small_model
+    from regimen.pipelines.small_model import small_model
 
+    if options.model is None:
         return Settings(model=str(small_model()), **chosen)
     if options.model == "1b":
-        from regimen.pipelines.small_model import small_model
-
         return Settings(model=str(save_large_model(scratch / "model", small_model())), **chosen)
     return Settings(model=str(Path(options.model).resolve()), **chosen)
 
@@ -128,10 +132,11 @@ def benchmark(
     """All parts, one after the other; `contestants` by algorithm."""
     began = time.monotonic()
     has_trl = importlib.util.find_spec("trl") is not None
+    missing = "TRL, which is not installed (pip install 'regimen-rl[benchmark]')"
     results: dict[str, Any] = {
         "environment": _environment(settings),
         "settings": json.loads(settings.dump()),
-        "left_out": [] if has_trl or not contestants else ["TRL, which is not installed (pip install trl datasets)"],
+        "left_out": [] if has_trl or not contestants else [missing],
         "algorithms": {},
         "steps": {},
         **_measured("ceiling", settings, logs),

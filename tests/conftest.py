@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -15,8 +14,6 @@ import tiny_model
 LEFT_OUT = {
     "slow": "minutes long; `make test-all` runs them",
     "gpu": "need a CUDA device; `make test-all` runs them where one is",
-    "vllm": "need vLLM; `make test-all` runs them where it is installed",
-    "browser": "need a browser; `make test-all` runs them where one is",
 }
 deselected: Counter[str] = Counter()
 
@@ -38,11 +35,6 @@ def missing(mark: str) -> str | None:
     """Why this machine cannot run tests with a mark, or None when it can."""
     if mark == "gpu":
         return None if has_cuda() else "no CUDA device"
-    if mark == "vllm":
-        return None if importlib.util.find_spec("vllm") else "vLLM is not installed"
-    if mark == "browser":
-        names = ("chromium", "chromium-browser", "google-chrome")
-        return None if any(shutil.which(name) for name in names) else "no browser is installed"
     return None
 
 

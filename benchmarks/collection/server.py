@@ -2,9 +2,10 @@
 
     python benchmarks/collection/server.py --port 8001 [--chaos 0.2 --seed 1]
 
-It asks for the calculator once and then repeats what the tool said, in OpenAI's chat completions, with token ids where
-they are asked for; `/tokenize` has an answer too. `--chaos` is the share of requests that go wrong: status 500, status
-429, no answer, an answer cut off, an answer that is not JSON, an answer that comes late.
+It asks for the calculator once and then repeats what the tool said, in OpenAI's chat completions; where
+log-probabilities are asked for, their tokens are spelled `token_id:11`, as NeMo Gym's `vllm_model` reads them.
+`/tokenize` has an answer too. `--chaos` is the share of requests that go wrong: status 500, status 429, no answer, an
+answer cut off, an answer that is not JSON, an answer that comes late.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from regimen.tokens.packing import micro_batches
 from training.flops import matmul_ceiling, num_parameters, training_flops
 from training.processes import Channel
 from training.regimen_steps import load_policy
-from training.settings import TOKEN_BUDGET, Settings
+from training.settings import Settings
 
 RATIOS = (0.25, 1.0, 4.0)
 GROUPS = (4, 8, 16)
@@ -69,7 +69,7 @@ def _mean_loss(logprob: Tensor, batch: Supervision) -> LossOutput:
 
 def with_policy(policy: LocalPolicy, sequences: list[TrainingSequence], *, share: bool) -> tuple[int, float]:
     """Computed tokens and seconds of forward, backward and gradient norm, which waits for the device."""
-    forests = micro_batches(sequences, TOKEN_BUDGET, share=share)
+    forests = micro_batches(sequences, sum(len(sequence.ids) for sequence in sequences), share=share)
     began = time.perf_counter()
     with contextlib.suppress(_GradientsReadyError):
         policy.train_step(forests, _mean_loss, before_step=_stop)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from regimen.pipelines.machine import peak_bytes, resident_bytes
 from training.settings import Settings
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ class Channel:
     def __init__(self, device: str = "cpu") -> None:
         self.started = time.perf_counter()
         self.device = device
-        self.base_bytes = _status_bytes("VmRSS:") if device == "cpu" else 0  # Python and libraries, before the model
+        self.base_bytes = resident_bytes() if device == "cpu" else 0  # Python and libraries, before the model
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._ready = False
@@ -66,7 +67,7 @@ class Channel:
             import torch
 
             return torch.cuda.max_memory_allocated()
-        return _peak_bytes()
+        return peak_bytes()
 
     def _reset_peak(self) -> None:
         if self.device == "cuda":
@@ -80,27 +81,6 @@ class Channel:
             self.peak_covers = "steps"
         except OSError:
             self.peak_covers = "process"
-
-
-def _peak_bytes() -> int:
-    """The largest resident memory of this process; of its own image where the system tells that."""
-    found = _status_bytes("VmHWM:")
-    if found:
-        return found
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _status_bytes(name: str) -> int:
-    """A line of this process's status; 0 where the system has none."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 class Contestant:

@@ -40,7 +40,7 @@ from regimen.tokens.template import Renderer
 from training import data
 from training.flops import training_flops
 from training.processes import Channel
-from training.settings import LEARNING_RATE, TOKEN_BUDGET, Settings
+from training.settings import LEARNING_RATE, Settings
 
 Figures = dict[str, Any]
 Step = Callable[[int], Figures]
@@ -57,9 +57,9 @@ def load_policy(settings: Settings, *, train: bool = True) -> LocalPolicy:
     return LocalPolicy.load(settings.model, options)
 
 
-def update(policy: LocalPolicy, sequences: list[TrainingSequence], loss: Loss, *, share: bool) -> Figures:
-    """One optimiser step and what it computed."""
-    forests = micro_batches(sequences, TOKEN_BUDGET, share=share)
+def update(policy: LocalPolicy, sequences: list[TrainingSequence], loss: Loss, budget: int, *, share: bool) -> Figures:
+    """One optimiser step and what it computed, at most `budget` tokens at once."""
+    forests = micro_batches(sequences, budget, share=share)
     began = time.perf_counter()
     result = policy.train_step(forests, loss)
     return {
@@ -79,7 +79,7 @@ def sft(settings: Settings, variant: str) -> Step:
     def step(index: int) -> Figures:
         part = rows[index * settings.conversations : (index + 1) * settings.conversations]
         sequences = [TrainingSequence(ids=row.ids, spans=row.spans) for row in part]
-        return update(policy, sequences, sft_loss, share=variant == "forest")
+        return update(policy, sequences, sft_loss, settings.micro_batch_tokens, share=variant == "forest")
 
     return step
 
@@ -90,7 +90,7 @@ def dpo(settings: Settings, variant: str) -> Step:
     sequences = [sequence for index, pair in enumerate(rows) for sequence in _pair(pair, index)]
     reference = load_policy(settings, train=False)
     if variant != "reference":
-        sequences = _with_logprobs(reference, sequences)
+        sequences = _with_logprobs(reference, sequences, settings.micro_batch_tokens)
         del reference
     policy = load_policy(settings)
     size = 2 * settings.pairs
@@ -98,8 +98,9 @@ def dpo(settings: Settings, variant: str) -> Step:
     def step(index: int) -> Figures:
         part = sequences[index * size : (index + 1) * size]
         if variant == "reference":
-            part = _with_logprobs(reference, part)
-        return update(policy, part, partial(dpo_loss, options=PreferenceOptions()), share=variant != "packed")
+            part = _with_logprobs(reference, part, settings.micro_batch_tokens)
+        loss = partial(dpo_loss, options=PreferenceOptions())
+        return update(policy, part, loss, settings.micro_batch_tokens, share=variant != "packed")
 
     return step
 
@@ -110,8 +111,8 @@ def _pair(pair: data.Pair, index: int) -> Iterator[TrainingSequence]:
         yield TrainingSequence(ids=whole, spans=[(len(pair.prompt), len(whole))], pair=index, is_chosen=is_chosen)
 
 
-def _with_logprobs(reference: LocalPolicy, sequences: list[TrainingSequence]) -> list[TrainingSequence]:
-    return with_reference(sequences, logprobs_of(reference, sequences, TOKEN_BUDGET))
+def _with_logprobs(reference: LocalPolicy, sequences: list[TrainingSequence], budget: int) -> list[TrainingSequence]:
+    return with_reference(sequences, logprobs_of(reference, sequences, budget))
 
 
 def grpo(settings: Settings, variant: str) -> Step:
@@ -139,7 +140,7 @@ def grpo(settings: Settings, variant: str) -> Step:
             _episode(prompts[group], sample, advantage)
             for group, sample, advantage in zip(groups.tolist(), samples, advantages.tolist(), strict=True)
         ]
-        figures = update(policy, sequences, _grpo_loss, share=variant == "forest")
+        figures = update(policy, sequences, _grpo_loss, settings.micro_batch_tokens, share=variant == "forest")
         asyncio.run(engine.update(index + 1, policy.named_tensors()))
         return {**figures, "generation_seconds": generated}
 

@@ -59,6 +59,9 @@ def markdown(results: dict[str, Any]) -> str:
     if results.get("forest"):
         parts.append(_forest(results["forest"]))
         parts.append(_curve(results["curve"], best))
+    every = [figures for contestants in results["algorithms"].values() for figures in contestants.values()]
+    if any(figures["peak_covers"] == "process" for figures in every):
+        parts.append("Peaks cover loading too: this system cannot forget a process's peak.")
     if results["left_out"]:
         parts.append("\n".join(f"Left out: {reason}." for reason in results["left_out"]))
     return "\n\n".join(parts) + "\n"
@@ -69,6 +72,7 @@ def _environment(results: dict[str, Any]) -> str:
     if results["quick"]:
         lines.insert(0, "A tiny random model: these figures only show that the benchmark runs.")
     sizes = ("steps", "warmup", "conversations", "pairs", "prompts", "group_size", "new_tokens", "forest_completion")
+    sizes += ("micro_batch_tokens", "micro_batch_rows")
     lines.append(", ".join(f"{name.replace('_', ' ')} {results['settings'][name]}" for name in sizes) + ".")
     if results.get("ceiling"):
         rates = ", ".join(f"{name.replace('_', ' ')} {rate / 1e9:.0f}" for name, rate in results["ceiling"].items())

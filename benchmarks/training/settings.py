@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 LEARNING_RATE = 1e-6
 MAX_LENGTH = 4096
-TOKEN_BUDGET = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,8 @@ class Settings:
     prompts: int = 1  # GRPO
     group_size: int = 8  # GRPO: completions of each prompt
     new_tokens: int = 32  # GRPO: tokens of each completion
+    micro_batch_tokens: int = 16384  # Regimen: tokens computed at once
+    micro_batch_rows: int = 0  # TRL: rows (DPO: pairs) computed at once; 0: all of a step
     forest_completion: int = 16  # forest: tokens of each completion
     forest_rounds: int = 2
     longest: int = 2048  # cost curve: tokens of the longest sequence

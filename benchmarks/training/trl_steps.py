@@ -1,8 +1,8 @@
 """TRL as a contestant: `python -m training.trl_steps ALGORITHM VARIANT SETTINGS`.
 
 The trainers run as TRL has them; a callback waits for the word before each step and measures it. Variants: `default`
-(what TRL does unasked, but in float32, in the data's order, and with the batch as one micro-batch) and `tuned` (no
-gradient checkpointing; for DPO the reference's log-probabilities computed before training). The fused AdamW and a
+(what TRL does unasked, but in float32, in the data's order, and with micro-batches of the size asked for) and `tuned`
+(no gradient checkpointing; for DPO the reference's log-probabilities computed before training). The fused AdamW and a
 vocabulary head for trained tokens alone are TRL's defaults already.
 """
 
@@ -31,10 +31,11 @@ Counts = list[tuple[int, int, float]]
 
 def arguments(settings: Settings, batch_size: int, variant: str, folder: str) -> dict[str, Any]:
     """What all three trainers are told."""
+    at_once = rows_at_once(settings, batch_size)
     common: dict[str, Any] = {
         "output_dir": folder,
-        "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch_size // at_once,
         "max_steps": settings.total_steps,
         "learning_rate": LEARNING_RATE,
         "use_cpu": settings.device == "cpu",
@@ -46,6 +47,12 @@ def arguments(settings: Settings, batch_size: int, variant: str, folder: str) ->
         "disable_tqdm": True,
     }
     return common if variant == "default" else {**common, "gradient_checkpointing": False}
+
+
+def rows_at_once(settings: Settings, batch_size: int) -> int:
+    """Rows of a micro-batch: the greatest number within what was asked for that cuts the batch into equal parts."""
+    most = settings.micro_batch_rows or batch_size
+    return next(rows for rows in range(min(most, batch_size), 0, -1) if batch_size % rows == 0)
 
 
 def sft(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
@@ -62,7 +69,9 @@ def sft(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
     )
     lengths = [len(row.ids) for row in rows]
     trained = [sum(stop - start for start, stop in row.spans) for row in rows]
-    return trainer, _counts(trainer, lengths, trained, settings.conversations)
+    return trainer, _counts(
+        trainer, lengths, trained, settings.conversations, rows_at_once(settings, settings.conversations)
+    )
 
 
 def _labels(row: data.Conversation) -> list[int]:
@@ -98,7 +107,7 @@ def dpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
     ]
     lengths = [len(prompt) + len(completion) for prompt, completion in encoded]
     trained = [len(completion) for _, completion in encoded]
-    return trainer, _counts(trainer, lengths, trained, 2 * settings.pairs)
+    return trainer, _counts(trainer, lengths, trained, 2 * settings.pairs, 2 * rows_at_once(settings, settings.pairs))
 
 
 def grpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
@@ -123,7 +132,7 @@ def grpo(settings: Settings, variant: str, folder: str) -> tuple[Any, Counts]:
         processing_class=_tokenizer(settings, padding_side="left"),
     )
     lengths = [len(row) + settings.new_tokens for row in rows for _ in range(settings.group_size)]
-    return trainer, _counts(trainer, lengths, [settings.new_tokens] * len(lengths), size)
+    return trainer, _counts(trainer, lengths, [settings.new_tokens] * len(lengths), size, size)
 
 
 def _rewards(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -134,13 +143,15 @@ def _tokenizer(settings: Settings, **options: Any) -> Any:
     return AutoTokenizer.from_pretrained(settings.model, **options)
 
 
-def _counts(trainer: Any, lengths: list[int], trained: list[int], size: int) -> Counts:
+def _counts(trainer: Any, lengths: list[int], trained: list[int], size: int, padded: int) -> Counts:
+    """Of each step of `size` rows; `padded` rows have one length."""
     counts: Counts = []
     for start in range(0, len(lengths), size):
         part, targets = lengths[start : start + size], trained[start : start + size]
         rows = [TrainingSequence([0] * n, [(n - m, n)]) for n, m in zip(part, targets, strict=True)]
         flops = training_flops(trainer.model.config, build_forest(rows, share=False))
-        counts.append((sum(targets), size * max(part), flops))
+        computed = sum(padded * max(part[row : row + padded]) for row in range(0, size, padded))
+        counts.append((sum(targets), computed, flops))
     return counts
 
 
@@ -174,7 +185,7 @@ class _Timed(TrainerCallback):
 
 def rows_of(args: Any) -> int:
     """Sequences of one step."""
-    return int(args.per_device_train_batch_size)
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
 
 
 TRAINERS: dict[str, Callable[[Settings, str, str], tuple[Any, Counts]]] = {"sft": sft, "dpo": dpo, "grpo": grpo}

@@ -93,7 +93,7 @@ def convert(
     ] = None,
     reward_threshold: Annotated[
         float | None,
-        typer.Option(help="Least reward to keep (sft) or to count as solved (grpo). [default: 1 if binary, else 0.95]"),
+        typer.Option(help="Least reward to keep (sft) or to count as solved (grpo). (default 1 if binary, else 0.95)"),
     ] = None,
     reasoning: Annotated[ReasoningChoice, typer.Option(help="Where reasoning goes.")] = ReasoningChoice.auto,
     require_tool_use: Annotated[
@@ -138,7 +138,7 @@ def convert(
         bool, typer.Option("--verify", help="Read every row back and compare it with its rollouts.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="How many processes work. [default: one per core, for large files]")
+        int | None, typer.Option(min=1, help="How many processes work. (default one per core, for large files)")
     ] = None,
     engine: Annotated[
         EngineChoice, typer.Option(help="Where they work: here, or on a Ray cluster.")

@@ -42,7 +42,7 @@ def export(
         Path | None,
         typer.Option(
             "--nemo-rl",
-            help="A NeMo RL checkout whose example configuration to inherit. [default: write all keys]",
+            help="A NeMo RL checkout whose example configuration to inherit. (default write all keys)",
             show_default=False,
         ),
     ] = None,

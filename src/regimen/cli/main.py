@@ -1,6 +1,6 @@
 """The command `regimen`: one table of verbs, and the one place where errors become a line and an exit code.
 
-In: the words of the command line. Out: the exit code: 0, 1 for failed work, 2 for misuse, 130 when interrupted.
+In: the words of the command line. Out: the exit code; docs/errors.md lists them.
 A verb's module is imported when the verb is called: `regimen --help` imports none of them.
 """
 

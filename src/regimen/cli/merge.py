@@ -33,11 +33,11 @@ def merge(
     output: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     base: Annotated[
         str | None,
-        typer.Option(help="Model below the adapters. [default: the one that they were trained on]", show_default=False),
+        typer.Option(help="Model below the adapters. (default the one that they were trained on)", show_default=False),
     ] = None,
     precision: Annotated[
         PrecisionChoice | None,
-        typer.Option(help="What to write weights in. [default: as the base]", show_default=False),
+        typer.Option(help="What to write weights in. (default as the base)", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder.")] = False,
     trust_remote_code: Annotated[

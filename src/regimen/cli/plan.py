@@ -41,9 +41,9 @@ def plan(
 
     loaded = load_train_config(config, overrides or ())
     if not no_probe and device_memory is None:
-        from regimen.pipelines.launch import launch, processes_to_start
+        from regimen.pipelines.launch import launch, processes_to_start, starts_on_ray
 
-        number = processes_to_start(loaded)
+        number = 1 if starts_on_ray(loaded) else processes_to_start(loaded)  # a cluster's machines are elsewhere
         if number > 1:
             raise typer.Exit(launch(cast("list[str]", context.obj), number))
     made = make_plan(loaded, with_probe=not no_probe, device_memory=device_memory)

@@ -81,9 +81,16 @@ def _data_files(data: dict[str, Any]) -> Iterator[Path]:
             sidecar = path.with_name(f"{path.stem}.sidecar.jsonl")
             if sidecar.is_file():
                 yield sidecar
-        source = Path(_unescaped(entry.get("env_name") or "").rpartition(":")[0])
-        if source.suffix == ".py":  # an environment of the user's own, `file.py:Class`
-            yield source
+        yield from _environment_files(_unescaped(entry.get("env_name") or ""))
+
+
+def _environment_files(name: str) -> Iterator[Path]:
+    """The program of an environment of the user's own: `file.py:Class`, or a folder."""
+    source = Path(name.rpartition(":")[0])
+    if source.suffix == ".py":
+        yield source
+    elif (Path(name) / "environment.py").is_file():
+        yield from sorted(Path(name).glob("*.py"))
 
 
 def _reward_files(tree: dict[str, Any]) -> Iterator[Path]:

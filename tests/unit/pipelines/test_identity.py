@@ -112,6 +112,19 @@ def test_changed_weights_and_environments_are_named(tmp_path: Path) -> None:
     assert changes == [f"data file {environment}", f"model {model}"]
 
 
+def test_the_program_of_an_environment_in_a_folder_is_watched(tmp_path: Path) -> None:
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    for name in ("environment.py", "judge.py", "notes.md"):
+        (folder / name).write_text("# as it was")
+    text = f"data: {{train: {{env_name: '{folder}'}}}}\n"
+    before = inputs_of(text)
+    for name in ("environment.py", "judge.py", "notes.md"):
+        (folder / name).write_text("# changed")
+    changes = [change.what for change in file_changes(before, inputs_of(text))]
+    assert changes == [f"data file {folder / 'environment.py'}", f"data file {folder / 'judge.py'}"]
+
+
 def test_a_broken_inputs_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "inputs.json").write_text("{")
     with pytest.raises(RunError, match=r"inputs\.json: cannot be read"):
