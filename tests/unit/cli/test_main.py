@@ -152,3 +152,9 @@ def test_full_standard_output(capsys, monkeypatch) -> None:
 def test_version(capsys) -> None:
     assert main(["version"]) == 0
     assert capsys.readouterr().out.startswith("regimen 0.1.0\npython 3.")
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_no_help_text_holds_what_would_be_taken_for_markup(verb: str) -> None:
+    texts = [getattr(parameter, "help", None) or "" for parameter in cli.load_command(verb).params]
+    assert [text for text in texts if "[" in text] == []

@@ -44,6 +44,15 @@ def test_it_does_not_fit(settings: list[str], capsys: pytest.CaptureFixture[str]
     assert "does not fit" in text
 
 
+def test_a_cluster_s_processes_are_planned_from_here(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    cluster = ["policy.dtensor_cfg.enabled=true", "cluster.num_nodes=2", "cluster.gpus_per_node=1"]
+    assert main(["plan", "sft", *settings, *cluster]) == 0
+    assert "are here" in capsys.readouterr().out
+
+
 def test_one_json_document(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "sft", "--no-probe", "--json", *settings]) == 0
     found = json.loads(capsys.readouterr().out)
