@@ -46,7 +46,12 @@ def collect(
     gym: Annotated[str | None, _option("Head server of a running NeMo Gym; its agent plays --tasks.")] = None,
     agent: Annotated[str | None, _option("Name of that gym's agent.")] = None,
     tasks: Annotated[str | None, _option("File of task rows for that agent.")] = None,
-    environment: Annotated[str | None, _option("Name, or path/to/file.py:ClassName. (default calculator)")] = None,
+    environment: Annotated[
+        str | None,
+        _option(
+            "Name, or path/to/file.py:ClassName; verifiers takes environment.options.module=NAME. (default calculator)"
+        ),
+    ] = None,
     split: Annotated[str | None, _option("train, validation or test. (default train)")] = None,
     num_tasks: Annotated[int | None, _option("How many tasks. (default all)")] = None,
     num_repeats: Annotated[int | None, _option("Episodes per task. (default 1)")] = None,

@@ -45,7 +45,12 @@ def evaluate(
     ] = None,
     against: Annotated[str | None, typer.Option(help="Base model to compare with.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration file or shipped name; flags override it.")] = None,
-    environment: Annotated[str | None, typer.Option(help="Name, or file.py:Class. (default calculator)")] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            help="Name, or file.py:Class; verifiers takes environment.options.module=NAME. (default calculator)"
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test. (default test)")] = None,
     num_tasks: Annotated[int | None, typer.Option(min=1, help="How many tasks. (default 200)")] = None,
     num_repeats: Annotated[int | None, typer.Option(min=1, help="Episodes per task. (default 1)")] = None,

@@ -227,7 +227,7 @@ class _Episode:
             if reply.stop_reason == "length":
                 return self._truncate("max_new_tokens")
             calls = cast("list[dict[str, Any]]", reply.message.get("tool_calls") or [])
-            appended = [await self._call(session, call) for call in calls] or await self._observed(session)
+            appended = await self._following(session, calls)
             if not appended:
                 return None
             self._continue(reply, appended)
@@ -267,6 +267,20 @@ class _Episode:
         self.counts["num_turns"] += 1
         self.counts["num_tool_calls"] += len(calls)
         self.counts["num_malformed_calls"] += int(reply.message.get("malformed_calls") or 0)
+
+    async def _following(self, session: Any, calls: list[dict[str, Any]]) -> list[Message]:
+        """The messages behind a turn; none where the episode ends with it."""
+        if not self.environment.answers_turns:
+            return [await self._call(session, call) for call in calls] or await self._observed(session)
+        try:
+            said = await self._bounded(self.environment.respond(session, self.output)) or []
+        except Exception as error:
+            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
+        for message in said:
+            text = message["content"]
+            is_tool = message["role"] == "tool"
+            self.output.append(tool_output_item(message["tool_call_id"], text) if is_tool else observation_item(text))
+        return said
 
     async def _call(self, session: Any, call: dict[str, Any]) -> Message:
         """Run one tool call and append its output; what the tool refuses is told to the model."""

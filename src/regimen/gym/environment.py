@@ -51,8 +51,8 @@ class Verdict(msgspec.Struct, frozen=True):
 class Environment(ABC):
     """Tasks, the tools to work on them, and a verifier.
 
-    Exceptions other than `ToolError` from `seed`, `call`, `observe` and `verify` mark the episode as failed, not as
-    wrong.
+    Exceptions other than `ToolError` from `seed`, `call`, `observe`, `respond` and `verify` mark the episode as failed,
+    not as wrong.
     One environment plays many episodes at once; what belongs to one episode lives in its session.
     """
 
@@ -60,6 +60,8 @@ class Environment(ABC):
     max_turns: int = 8
     # What changes verdicts and stands in no task row: a resumed collection must have the same.
     judged_by: Mapping[str, Any] = {}
+    # Whether `respond` says what follows a turn, its tool calls included, in place of `call` and `observe`.
+    answers_turns: bool = False
 
     def __init__(self, **options: Any) -> None:
         if options:
@@ -86,6 +88,13 @@ class Environment(ABC):
 
         `output` holds the items so far, the turn included. Where observations are what the model acts on, the action
         is taken here.
+        """
+        return None
+
+    async def respond(self, session: Any, output: list[dict[str, Any]]) -> list[dict[str, Any]] | None:  # noqa: ARG002
+        """What follows a turn where `answers_turns`: chat messages of tools and user; None: the episode is over.
+
+        `output` is as for `observe`. Agents play such an environment; over the wire, call by call, it is not served.
         """
         return None
 
@@ -118,8 +127,9 @@ class Environment(ABC):
 def load_environment(name: str, options: dict[str, Any] | None = None) -> Environment:
     """The environment `name`: a shipped one, an installed package's, a folder, or `path/to/file.py:ClassName`.
 
-    A folder has the class in `environment.py`, alone. `mixture` mixes several. Every environment also takes the options
-    `reward_function` (see `rewards.py`) and `mcp_servers` (see `mcp.py`).
+    A folder has the class in `environment.py`, alone. `mixture` mixes several, `verifiers` is one of that package (see
+    `verifiers_api.py`). Every environment also takes the options `reward_function` (see `rewards.py`) and `mcp_servers`
+    (see `mcp.py`).
     """
     given = dict(options or {})
     reward_function, servers = given.pop("reward_function", None), given.pop("mcp_servers", None)
@@ -147,6 +157,8 @@ def _environment_class(name: str) -> type[Environment]:
         return _class_in_file(name)
     if name == "mixture":
         return importlib.import_module("regimen.gym.mixture").Mixture
+    if name == "verifiers":
+        return importlib.import_module("regimen.gym.verifiers_api").VerifiersEnvironment
     if name in shipped_environments():
         module = importlib.import_module(f"{environments.__name__}.{name}")
         return _checked(module.ENVIRONMENT, name)
@@ -155,7 +167,7 @@ def _environment_class(name: str) -> type[Environment]:
         return _checked(installed[name].load(), name)
     if Path(name, ENVIRONMENT_FILE).is_file():
         return _class_in_folder(Path(name))
-    known = sorted({*shipped_environments(), *installed})
+    known = sorted({*shipped_environments(), "mixture", "verifiers", *installed})
     raise ConfigError(
         f"unknown environment {name!r}",
         expected=f"one of {', '.join(known)}, a folder with {ENVIRONMENT_FILE}, or path/to/file.py:ClassName",

@@ -54,6 +54,8 @@ class McpServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def with_mcp_servers(kind: type[Environment], given: object) -> type[Environment]:
     """`kind` with the tools of servers."""
+    if kind.answers_turns:
+        raise ConfigError(f"environment {kind.name!r} takes no other tools than its own", where="mcp_servers")
     servers = read_servers(given)
     tools: dict[str, list[dict[str, Any]]] = {}
 

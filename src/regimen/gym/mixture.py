@@ -42,6 +42,7 @@ class Mixture(Environment):
         self.members = dict(members or {name: load_entry(name, given) for name, given in entries.items()})
         self.weights = self.weights or dict.fromkeys(self.members, 1.0)
         self.max_turns = max(member.max_turns for member in self.members.values())
+        self.answers_turns = any(member.answers_turns for member in self.members.values())
         self.judged_by = {name: member.judged_by for name, member in self.members.items() if member.judged_by}
 
     def tasks(self, split: Split, num_tasks: int | None = None) -> list[Task]:

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from regimen.errors import GymError, RegimenError, RequestError
+from regimen.errors import GymError, RegimenError, RequestError, UsageError
 from regimen.gym.agent import checked_arguments
 from regimen.gym.aggregate import aggregate_metrics
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
@@ -53,6 +53,12 @@ def environment_app(
     environment: Environment, limits: ServerLimits | None = None, extra: Sequence[Route] = ()
 ) -> Starlette:
     """The application; `extra` routes, those of an agent, come before those of the tools."""
+    if environment.answers_turns:
+        raise UsageError(
+            f"environment {environment.name!r} answers whole turns, and the wire asks it call by call",
+            expected="an environment with call and observe",
+            fix="collect, evaluate or train with it here",
+        )
     service = EnvironmentService(environment, limits or ServerLimits())
 
     @asynccontextmanager
