@@ -190,15 +190,19 @@ class _Episode:
         self.failure, self.outcome, self.reason = failure, failure.outcome, str(failure)
 
     async def _play_in_session(self) -> None:
-        try:
-            session = await self._bounded(self.environment.seed(self.task))
-        except Exception as error:
-            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
+        session = await self._asked(self.environment.seed(self.task))
         try:
             await self._turns(session)
             self.verdict = await self._verify(session)
         finally:
             await self._close(session)
+
+    async def _asked(self, call: Awaitable[Result]) -> Result:
+        """What the environment gives; what it raises fails the episode."""
+        try:
+            return await self._bounded(call)
+        except Exception as error:
+            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
 
     async def _bounded(self, call: Awaitable[Result]) -> Result:
         """Await a call of the environment for at most `call_seconds`."""
@@ -272,10 +276,7 @@ class _Episode:
         """The messages behind a turn; none where the episode ends with it."""
         if not self.environment.answers_turns:
             return [await self._call(session, call) for call in calls] or await self._observed(session)
-        try:
-            said = await self._bounded(self.environment.respond(session, self.output)) or []
-        except Exception as error:
-            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
+        said = await self._asked(self.environment.respond(session, self.output)) or []
         for message in said:
             text = message["content"]
             is_tool = message["role"] == "tool"
@@ -298,12 +299,10 @@ class _Episode:
 
     async def _observed(self, session: Any) -> list[Message]:
         """What the environment says to a turn without calls; nothing where the episode ends with it."""
-        try:
-            said = await self._bounded(self.environment.observe(session, self.output))
-            if not isinstance(cast("object", said), str | None):
-                raise TypeError(f"observe() gave {type(said).__name__}, not a text or None")
-        except Exception as error:
-            raise _FailedError(_outcome_of(error, Outcome.ENVIRONMENT_FAILED), error) from error
+        said = await self._asked(self.environment.observe(session, self.output))
+        if not isinstance(cast("object", said), str | None):
+            error = TypeError(f"observe() gave {type(said).__name__}, not a text or None")
+            raise _FailedError(Outcome.ENVIRONMENT_FAILED, error) from error
         if said is None:
             return []
         self.output.append(observation_item(said))

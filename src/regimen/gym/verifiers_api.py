@@ -12,28 +12,23 @@ ask the model themselves or rewrite the conversation, rubrics without rewards or
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import math
-import signal
 import threading
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar, cast
 
 from regimen.errors import ConfigError, GymError
 from regimen.gym.environment import SPLITS, Environment, Split, Task, Verdict
 from regimen.gym.generated import first_tasks, split_of
-from regimen.registry import did_you_mean
+from regimen.gym.verifiers_module import check_environment, check_package, leaves, loaded, package_version, unusable
 from regimen.rollouts.messages import chat_tools, input_messages, output_messages
 
 NAME = "verifiers"
-INSTALL = "pip install 'regimen-rl[verifiers]'"
 UNLIMITED_TURNS = 100  # where the environment sets no limit
 Message = dict[str, Any]
 Row = dict[str, Any]
@@ -59,16 +54,16 @@ class VerifiersEnvironment(Environment):
     def __init__(self, *, module: str = "", arguments: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.where = f"environment 'verifiers', module {module!r}"
-        _check_package()
+        check_package()
         self.types = importlib.import_module("verifiers.types")
         self.normalized = importlib.import_module("verifiers.utils.message_utils").normalize_messages
-        self.environment = _loaded(module, dict(arguments or {}), self.where)
-        _check_environment(self.environment, self.where)
+        self.environment = loaded(module, dict(arguments or {}), self.where)
+        check_environment(self.environment, self.where)
         self.rubric = self.environment.rubric
         _watch_rewards(self.rubric)
         limit = self.environment.max_turns
         self.max_turns = limit if limit > 0 else UNLIMITED_TURNS
-        made_by = {"module": module, "arguments": dict(arguments or {}), "verifiers": _version()}
+        made_by = {"module": module, "arguments": dict(arguments or {}), "verifiers": package_version()}
         self.judged_by = {**self.judged_by, **made_by}
         self._rows: dict[Split, list[Row]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,7 +86,7 @@ class VerifiersEnvironment(Environment):
             held = list(environment.get_eval_dataset()) if has_evaluation else []
             given = list(environment.get_dataset()) if environment.dataset_source is not None else []
         except Exception as error:  # the boundary to code of others
-            raise _unusable(error, "its data set cannot be built", self.where) from error
+            raise unusable(error, "its data set cannot be built", self.where) from error
         for record in held:
             evaluated.add(self._key(record))
             rows["test"].append(self._row(record, "test"))
@@ -256,122 +251,6 @@ class VerifiersEnvironment(Environment):
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
-def _check_package() -> None:
-    where = "environment 'verifiers'"
-    if importlib.util.find_spec("verifiers") is None:
-        raise ConfigError("the package verifiers is not installed", where=where, fix=INSTALL)
-    try:
-        importlib.import_module("verifiers.envs.multiturn_env")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"verifiers {_version()} has no environments with load_environment ({error})",
-            where=where,
-            expected="a version from 0.1.14 to 0.3",
-            fix=INSTALL,
-        ) from error
-
-
-def _version() -> str:
-    try:
-        return version("verifiers")
-    except PackageNotFoundError:
-        return "of unknown version"
-
-
-def _loaded(module: str, arguments: dict[str, Any], where: str) -> Any:
-    """What the module's `load_environment` gives. A hub's name is taken too: `owner/my-words` is `my_words`."""
-    name = module.split("/")[-1].replace("-", "_")
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError("names no module", where=where, expected="the option module, the name of an installed one")
-    try:
-        load = getattr(importlib.import_module(name), "load_environment", None)
-    except Exception as error:  # the boundary to code of others
-        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"there is no module {error.name!r}", where=where, fix="install the environment's package"
-            ) from error
-        raise _unusable(error, "it cannot be imported", where) from error
-    if not callable(load):
-        raise ConfigError("it has no load_environment", where=where, expected="a module with that function")
-    _check_arguments(load, arguments, where)
-    with _own_signals():
-        try:
-            return load(**arguments)
-        except Exception as error:
-            raise _unusable(error, "load_environment failed", where) from error
-
-
-def _check_arguments(load: Callable[..., Any], arguments: dict[str, Any], where: str) -> None:
-    try:
-        inspect.signature(load).bind(**arguments)
-    except TypeError as error:
-        known = list(inspect.signature(load).parameters)
-        unknown = next((name for name in arguments if name not in known), None)
-        raise ConfigError(
-            f"load_environment takes other arguments ({error})",
-            where=where,
-            expected=", ".join(known) or "none",
-            fix=did_you_mean(unknown, known) if unknown else None,
-        ) from error
-
-
-@contextlib.contextmanager
-def _own_signals() -> Generator[None]:
-    """Keep the handlers that are set: the package puts its own in their place, which exit."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-def _unusable(error: Exception, what: str, where: str) -> ConfigError:
-    if isinstance(error, KeyError) and error.args == ("question",):
-        return ConfigError(
-            "its data set has neither a prompt nor a question",
-            where=where,
-            expected="a column `prompt` of messages, or `question` of texts",
-        )
-    return ConfigError(f"{what} ({type(error).__name__}: {error})", where=where)
-
-
-def _check_environment(environment: Any, where: str) -> None:
-    envs = importlib.import_module("verifiers.envs.multiturn_env")
-    kind = cast("type[Any]", type(environment))
-    if not isinstance(environment, envs.MultiTurnEnv):
-        raise ConfigError(
-            f"it is a {kind.__name__}, which plays by itself",
-            where=where,
-            expected="a SingleTurnEnv, MultiTurnEnv or ToolEnv",
-            fix="load the members of a group one by one, in a mixture",
-        )
-    if kind.get_model_response is not envs.MultiTurnEnv.get_model_response:
-        raise ConfigError(
-            f"{kind.__name__} asks the model itself (get_model_response)",
-            where=where,
-            expected="an environment whose turns are sampled by its caller",
-        )
-    if environment.rubric.has_group_rewards:
-        raise ConfigError(
-            "its rubric has reward functions over a group of rollouts",
-            where=where,
-            expected="reward functions of one rollout each",
-        )
-    weights = [weight for rubric in _leaves(environment.rubric) for weight in rubric.weights]
-    if not environment.score_rollouts or not any(weights):
-        raise ConfigError(
-            "its rubric gives no reward", where=where, expected="score_rollouts, and a function with a weight"
-        )
-
-
-def _leaves(rubric: Any) -> list[Any]:
-    """The rubrics that hold functions: those of a group, or the rubric itself."""
-    inner: Sequence[Any] | None = getattr(rubric, "rubrics", None)
-    return [rubric] if inner is None else [leaf for one in inner for leaf in _leaves(one)]
-
-
 _Score = tuple[str, float, float | Exception]
 # What the reward functions gave or raised in the judging that runs: the package turns what they raise into 0.
 _SCORES: ContextVar[list[_Score] | None] = ContextVar("scores", default=None)
@@ -384,7 +263,7 @@ def _note(name: str, weight: float, value: float | Exception) -> None:
 
 
 def _watch_rewards(rubric: Any) -> None:
-    for leaf in _leaves(rubric):
+    for leaf in leaves(rubric):
         leaf.funcs = [_watched(function, weight) for function, weight in zip(leaf.funcs, leaf.weights, strict=True)]
 
 

@@ -20,6 +20,7 @@ import msgspec
 import yaml
 
 from regimen.errors import RunError
+from regimen.gym.environment import ENVIRONMENT_FILE
 from regimen.pipelines.models import resolve_model
 
 FREE = (
@@ -89,7 +90,7 @@ def _environment_files(name: str) -> Iterator[Path]:
     source = Path(name.rpartition(":")[0])
     if source.suffix == ".py":
         yield source
-    elif (Path(name) / "environment.py").is_file():
+    elif (Path(name) / ENVIRONMENT_FILE).is_file():
         yield from sorted(Path(name).glob("*.py"))
 
 
