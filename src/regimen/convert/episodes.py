@@ -71,6 +71,11 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
         return (self.source.path, self.source.line)
 
     @property
+    def written(self) -> dict[str, Any]:
+        """What training rows are made of."""
+        return {"prompt": self.prompt, "completion": self.completion, "tools": self.tools}
+
+    @property
     def sequences(self) -> list[TokenSequence]:
         """The token sequences, unpacked; none when the rollout carried no ids."""
         return SEQUENCES.decode(self.packed) if self.num_sequences else []
@@ -159,7 +164,7 @@ def episode_told(
     """The episode of a row of the usual shape: what `episode_of` makes of its rollout, in less time."""
     assert row.reward is not None
     asked = asked_of(params, None if like is None else like.asked)
-    tokenizer, template = _stamped(told.stamp)
+    tokenizer, template = stamped(told.stamp)
     return Episode(
         source=source,
         task_id=row.task_id,
@@ -193,10 +198,11 @@ def _num_characters(message: Message) -> int:
 
 def fingerprints(rollout: Rollout) -> tuple[str | None, str | None]:
     """The tokenizer's and the chat template's fingerprint that the collector stamped, where it did."""
-    return _stamped(rollout.row.get("regimen"))
+    return stamped(rollout.row.get("regimen"))
 
 
-def _stamped(stamp: object) -> tuple[str | None, str | None]:
+def stamped(stamp: object) -> tuple[str | None, str | None]:
+    """The same two from the stamp itself."""
     if not isinstance(stamp, dict):
         return None, None
     stamp = cast("dict[str, Any]", stamp)
@@ -246,10 +252,10 @@ def _reasoned(message: Message, mode: Reasoning) -> Message:
     return kept
 
 
-def num_invalid_arguments(episode: Episode) -> int:
+def num_invalid_arguments(completion: Sequence[Message]) -> int:
     """Tool calls whose arguments are not a JSON object; they are kept as the text they are."""
     found = 0
-    for message in episode.completion:
+    for message in completion:
         for call in message.get("tool_calls", ()):
             found += not _is_json_object(call["function"]["arguments"])
     return found
@@ -267,34 +273,40 @@ def _is_json_object(text: str) -> bool:
         return False
 
 
-def text_key(episode: Episode) -> bytes:
+def text_key(completion: Sequence[Message]) -> bytes:
     """Equal for completions that say the same; call ids, which are random, count only by their order."""
-    return canonical_bytes(with_numbered_calls(episode.completion))
+    return canonical_bytes(with_numbered_calls(completion))
 
 
-def text_keys(episodes: Sequence[Episode]) -> dict[RowKey, Hashable]:
-    """A key for each episode, equal among these episodes for completions that say the same.
+def text_keys(completions: Sequence[Sequence[Message]]) -> list[Hashable]:
+    """A key for each completion, equal among these for those that say the same.
 
     What was said last tells most of them apart, then all contents; only where neither does is everything looked at.
     """
-    keys: dict[RowKey, Hashable] = {episode.key: _last_content(episode) for episode in episodes}
+    keys: list[Hashable] = [_last_content(completion) for completion in completions]
     for finer in (_contents, text_key):
-        counts = Counter(keys.values())
-        if len(counts) == len(episodes):
+        if len(set(keys)) == len(keys):
             break
-        for episode in episodes:
-            key = keys[episode.key]
-            if counts[key] > 1:
-                keys[episode.key] = (key, finer(episode))
+        counts = Counter(keys)
+        keys = [
+            (key, finer(completion)) if counts[key] > 1 else key
+            for key, completion in zip(keys, completions, strict=True)
+        ]
     return keys
 
 
-def _last_content(episode: Episode) -> Hashable:
-    return _hashable(episode.completion[-1]["content"]) if episode.completion else None
+def texts_of(episodes: Sequence[Episode]) -> dict[RowKey, Hashable]:
+    """The same for episodes, by their row."""
+    keys = text_keys([episode.completion for episode in episodes])
+    return {episode.key: key for episode, key in zip(episodes, keys, strict=True)}
 
 
-def _contents(episode: Episode) -> Hashable:
-    return tuple([_hashable(message["content"]) for message in episode.completion])
+def _last_content(completion: Sequence[Message]) -> Hashable:
+    return _hashable(completion[-1]["content"]) if completion else None
+
+
+def _contents(completion: Sequence[Message]) -> Hashable:
+    return tuple([_hashable(message["content"]) for message in completion])
 
 
 def _hashable(content: str | list[dict[str, Any]]) -> str | bytes:

@@ -7,14 +7,15 @@ verifier measured. Refuses nothing by itself: what is left out is counted by nam
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from typing import Any, TypedDict, cast
 
 import msgspec
+from xxhash import xxh3_128_hexdigest
 
-from regimen.convert.asked import ASKED, digest
 from regimen.convert.episodes import RowKey, fingerprints
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
@@ -23,7 +24,7 @@ from regimen.errors import ConvertError, RolloutError
 from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.lines import decode_row
 from regimen.rollouts.messages import input_messages
-from regimen.rollouts.records import SAMPLING_SETTINGS, Source, metrics_of
+from regimen.rollouts.records import SAMPLING_SETTINGS, Source, canonical_bytes, is_metric
 
 # Names under which people keep the right answer, in the order they are believed.
 ANSWER_FIELDS = (
@@ -72,6 +73,11 @@ class TaskRollout(msgspec.Struct, frozen=True, kw_only=True):
         """The row's identity in the ledger."""
         return (self.source.path, self.source.line)
 
+    @property
+    def written(self) -> dict[str, Any]:
+        """What task rows are made of."""
+        return {"params": self.params, "task": self.task} | {name: self.fields[name] for name in self.candidates}
+
 
 class Repeats(msgspec.Struct, frozen=True):
     """All scored rollouts of a task that asked the same: the first one, and of each its key, reward and sampled tokens.
@@ -86,32 +92,47 @@ class Repeats(msgspec.Struct, frozen=True):
     others: list[dict[str, Any]]
 
 
-def read_task_rollout(reader: RowReader, row: IndexedRow) -> TaskRollout:
-    """A scored row of the index, of which is kept what its task needs."""
-    rollout = reader.asked(row)
-    assert rollout.reward is not None
-    tokenizer, template = fingerprints(rollout)
-    return TaskRollout(
-        source=rollout.source,
-        task_id=rollout.task_id,
-        task_index=rollout.task_index,
-        environment=rollout.environment,
-        reward=rollout.reward,
-        params=rollout.params,
-        task=rollout.task,
-        fields=_fields_of(rollout.row),
-        candidates=candidates_of(rollout.row),
-        prompt_key=digest({name: rollout.params.get(name) for name in ASKED}),
-        num_sampled=row.num_sampled,
-        tokenizer=tokenizer,
-        template=template,
-    )
+class TaskReader:
+    """Reads rows as `TaskRollout`s; what rows with the same tools, one after the other, share is made once."""
+
+    def __init__(self) -> None:
+        self._tools: tuple[object, bytes] = None, b"null"
+
+    def read(self, reader: RowReader, row: IndexedRow) -> TaskRollout:
+        """A scored row of the index, of which is kept what its task needs."""
+        rollout = reader.asked(row)
+        assert rollout.reward is not None
+        tokenizer, template = fingerprints(rollout)
+        candidates = candidates_of(rollout.row)
+        if reader.met_odd_rows:  # what a verifier measured may be no number
+            candidates = tuple([name for name in candidates if _says_truth(name) or _is_finite(rollout.row[name])])
+        return TaskRollout(
+            source=rollout.source,
+            task_id=rollout.task_id,
+            task_index=rollout.task_index,
+            environment=rollout.environment,
+            reward=rollout.reward,
+            params=rollout.params,
+            task=rollout.task,
+            fields=_fields_of(rollout.row),
+            candidates=candidates,
+            prompt_key=self._prompt_key(rollout.params),
+            num_sampled=row.num_sampled,
+            tokenizer=tokenizer,
+            template=template,
+        )
+
+    def _prompt_key(self, params: dict[str, Any]) -> str:
+        tools = params.get("tools")
+        if tools is not self._tools[0]:
+            self._tools = tools, canonical_bytes(tools)
+        asked = [canonical_bytes(params.get(name)) for name in ("input", "instructions")]
+        return xxh3_128_hexdigest(b"\n".join((*asked, self._tools[1])))
 
 
 def candidates_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a row that are ground truth if every repeat has them alike."""
-    measured = metrics_of(row)
-    return tuple([name for name, value in row.items() if value is not None and _may_be_truth(name, measured)])
+    return tuple([name for name, value in row.items() if value is not None and _may_be_truth(name, value)])
 
 
 def fields_of_line(line: bytes, names: tuple[str, ...]) -> dict[str, Any]:
@@ -133,8 +154,8 @@ def _fields_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in STAMPS}
 
 
-def task_example(repeats: Repeats, options: ConvertOptions, ledger: Ledger, *, is_named: bool) -> Example | None:
-    """The row of one task; or None, and its rollouts counted.
+def task_example(repeats: Repeats, options: ConvertOptions, *, is_named: bool) -> Example | str:
+    """The row of one task, or the bucket of its rollouts where it has none.
 
     `options` are resolved (no auto, no None threshold). A named gym row carries the index of its task.
     """
@@ -144,16 +165,23 @@ def task_example(repeats: Repeats, options: ConvertOptions, ledger: Ledger, *, i
     row = _response_row(first, fields) if options.format == "response" else _gym_row(first, fields)
     bucket = row if isinstance(row, str) else _refused_by(rate, options)
     if bucket is not None or isinstance(row, str):
-        ledger.count_rows(repeats.keys, str(bucket), sum(repeats.num_sampled))
-        ledger.use(f"tasks_{bucket}")
-        return None
+        return str(bucket)
     if options.with_pass_rate:
         row["pass_rate"] = rate
     if is_named and options.format != "response":  # strings have no place for it
         row["_ng_task_index"] = first.task_index
-    ledger.use("tasks")
-    ledger.note(f"tasks_truth_from_{truth}")
     return _example(repeats, row, rate, truth)
+
+
+def count_task(made: Example | str, ledger: Ledger) -> None:
+    """Count what `task_example` made as a task; its rollouts are rows, counted apart."""
+    if isinstance(made, str):
+        ledger.use(f"tasks_{made}")
+        return
+    ledger.use("tasks")
+    record = made.record
+    if isinstance(record, TaskRecord):
+        ledger.note(f"tasks_truth_from_{record.truth}")
 
 
 def tasks_of(rollouts: Sequence[TaskRollout]) -> list[Repeats]:
@@ -207,10 +235,27 @@ def task_fields(repeats: Repeats) -> tuple[dict[str, Any], str]:
     return fields, place if has_truth else "nowhere"
 
 
-def _may_be_truth(name: str, measured: Collection[str]) -> bool:
+def _may_be_truth(name: str, value: object) -> bool:
+    says = _says_truth(name)
+    return not is_metric(name, value) if says is None else says
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in a value is infinite or NaN; nesting beyond the parser's has not been read."""
+    if type(value) is float:
+        return math.isfinite(value)
+    if isinstance(value, (dict, list)):
+        inner = cast("dict[str, Any]", value).values() if isinstance(value, dict) else cast("list[Any]", value)
+        return all(map(_is_finite, inner))
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _says_truth(name: str) -> bool | None:
+    """What a field's name says of it; None where its value decides."""
     if name in ANSWER_FIELDS or name.startswith("expected_"):
         return True
-    return name not in STAMPS and name not in MEASURED and name not in measured and not name.startswith(MEASURED_STARTS)
+    return False if name in STAMPS or name in MEASURED or name.startswith(MEASURED_STARTS) else None
 
 
 def _metadata_answer(params: dict[str, Any]) -> Any:

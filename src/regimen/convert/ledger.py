@@ -96,11 +96,13 @@ class Ledger:
         if num_tokens:
             self._tokens[bucket] += num_tokens
 
-    def count_many(self, bucket: str, num_rows: int) -> None:
-        """Put rows that were never turned into records (quarantined ones) into `bucket`."""
+    def count_many(self, bucket: str, num_rows: int, num_tokens: int = 0) -> None:
+        """Put rows that were never turned into records, with their sampled tokens together, into `bucket`."""
         meaning_of(bucket)
         if num_rows:
             self._rows[bucket] += num_rows
+        if num_tokens:
+            self._tokens[bucket] += num_tokens
 
     def add(self, other: Ledger) -> None:
         """Take over the counts of a ledger over other rows."""

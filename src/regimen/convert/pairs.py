@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import msgspec
 
 from regimen.convert.asked import Message, with_numbered_calls
-from regimen.convert.episodes import Episode, RowKey, rank, text_keys
+from regimen.convert.episodes import Episode, RowKey, rank, texts_of
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.split import task_position
@@ -59,7 +59,7 @@ def pair_group(group: Sequence[Episode], options: ConvertOptions, ledger: Ledger
     if options.strategy == "stratified":
         return _stratified(group, options, ledger)
     wide = wide_pairs(group, options.min_gap)
-    texts = text_keys(group) if wide else {}
+    texts = texts_of(group) if wide else {}
     differing = [pair for pair in wide if texts[pair.chosen.key] != texts[pair.rejected.key]]
     ledger.use("identical_pairs_dropped", len(wide) - len(differing))
     candidates, first = _candidates(differing, group, options)
@@ -186,7 +186,7 @@ def _stratified(group: Sequence[Episode], options: ConvertOptions, ledger: Ledge
     ranked = sorted(group, key=rank)
     high = [episode for episode in ranked if episode.reward >= options.high_threshold]
     low = [episode for episode in reversed(ranked) if episode.reward <= options.low_threshold]
-    texts = text_keys([*high, *low]) if high and low else {}
+    texts = texts_of([*high, *low]) if high and low else {}
     matched = _matched(high, low, texts, options.min_gap)
     distinct = _distinct(matched, texts, ledger)
     chosen = distinct[: options.max_pairs_per_task]

@@ -19,7 +19,7 @@ from regimen.convert.episodes import (
     lost_ids,
     rank,
     task_order,
-    text_keys,
+    texts_of,
     with_reasoning,
     without_trailing_observations,
 )
@@ -105,7 +105,7 @@ def _distinct(group: Sequence[Episode], ledger: Ledger) -> list[Episode]:
     """The first of the best-rewarded episodes for each text; the others are counted as duplicates."""
     if len(group) == 1:
         return list(group)
-    keys = text_keys(group)
+    keys = texts_of(group)
     if len(set(keys.values())) == len(group):
         return list(group)
     seen: set[Hashable] = set()

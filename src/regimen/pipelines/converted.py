@@ -46,13 +46,13 @@ class _Output:
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def write(self, lines: bytes | str) -> None:
+    def write(self, lines: bytes | bytearray | str) -> None:
         """Write lines, or those of a file, later; raises what a write before it met."""
         self._waiting.append(self._thread.submit(self._write, lines))
         if len(self._waiting) > MOST_WAITING:
             self._waiting.popleft().result()
 
-    def _write(self, lines: bytes | str) -> None:
+    def _write(self, lines: bytes | bytearray | str) -> None:
         if isinstance(lines, str):
             data = Path(lines).read_bytes()
             Path(lines).unlink()

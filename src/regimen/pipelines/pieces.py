@@ -17,21 +17,24 @@ from regimen.convert.ledger import Ledger
 from regimen.convert.screen import Screen
 from regimen.convert.sidecar import Example, TaskRecord
 from regimen.convert.split import task_position
+from regimen.pipelines.quick import EncodedTools, TaskLines, quick_way
 from regimen.pipelines.selection import SIDES, Recipe, Stage, Work
 from regimen.rollouts.indexed import IndexedRow
+from regimen.rollouts.packed import PackedRows
 from regimen.rollouts.report import BadRow
 from regimen.rollouts.writer import encode_row
 
 BUCKETS = {"train": "trained", "val": "validation"}
 WORTH_A_FILE = 1 << 17  # bytes
 ENCODER = msgspec.json.Encoder()
+Lines = dict[str, tuple[bytearray, bytearray]]  # of each side: its rows and their sidecar
 
 
 class Written(msgspec.Struct):
     """Lines for one side: rows, their sidecar, and how many tasks they are of. A name is that of a file with them."""
 
-    rows: bytes | str = b""
-    records: bytes | str = b""
+    rows: bytearray | bytes | str = b""
+    records: bytearray | bytes | str = b""
     num_rows: int = 0
     num_tasks: int = 0
     prompts: list[int] = []
@@ -72,28 +75,40 @@ def piece_of(work: Work) -> Piece:
         templates=stage.templates,
         environments=Counter(),
     )
-    lines: dict[str, tuple[list[bytes], list[bytes]]] = {side: ([], []) for side in SIDES}
+    lines: Lines = {side: (bytearray(), bytearray()) for side in SIDES}
     shared = _Shared()
     with stage.reader:
-        for group in work.groups:
-            stage.reader.met_odd_rows = False  # how a row is written must not depend on the tasks before it
-            rows = stage.scored(group)
-            piece.num_rows += len(group)
-            _count_task(piece, group, rows)
-            _write(stage, piece, EXAMPLES[work.recipe.to](stage, rows) if rows else [], lines, shared)
+        if work.tasks is not None:
+            _write_tasks(stage, piece, work.tasks, lines, shared)
         if work.pairs:
             stage.reader.met_odd_rows = False
             _write(stage, piece, stage.pairs_across(), lines, shared)
     for side, (rows_of, records_of) in lines.items():
         written: Written = getattr(piece, side)
-        written.rows = _kept(b"".join(rows_of), work.folder)
-        written.records = _kept(b"".join(records_of), work.folder)
+        written.rows = _kept(rows_of, work.folder)
+        written.records = _kept(records_of, work.folder)
     stage.ledger.forget_keys()
     stage.screen.rest()
     return piece
 
 
-def _kept(lines: bytes, folder: str | None) -> bytes | str:
+def _write_tasks(stage: Stage, piece: Piece, tasks: PackedRows, lines: Lines, shared: _Shared) -> None:
+    """Write each task, the quick way where that is possible."""
+    quick = quick_way(stage)
+    for records in tasks.records_by_task():
+        piece.num_rows += len(records)
+        task = None if quick is None else quick(tasks, records)
+        if task is not None:
+            _take(stage, piece, task, lines)
+            continue
+        stage.reader.met_odd_rows = False  # how a row is written must not depend on the tasks before it
+        group = list(map(tasks.row, records))
+        rows = stage.scored(group)
+        _count_task(piece, group, rows)
+        _write(stage, piece, EXAMPLES[stage.recipe.to](stage, rows) if rows else [], lines, shared)
+
+
+def _kept(lines: bytearray, folder: str | None) -> bytearray | str:
     """The lines, or the name of a file for them: to send many from process to process takes longer than a file."""
     if folder is None or len(lines) < WORTH_A_FILE:
         return lines
@@ -101,6 +116,32 @@ def _kept(lines: bytes, folder: str | None) -> bytes | str:
     with open(number, "wb") as file:  # noqa: PTH123
         file.write(lines)
     return name
+
+
+def _take(stage: Stage, piece: Piece, task: TaskLines, lines: Lines) -> None:
+    """Put a task that came the quick way on its side."""
+    piece.tasks_seen += 1
+    if not task.num_lines:
+        return
+    side, number = stage.recipe.side(task.task_id), task.num_lines
+    stage.ledger.count_many(BUCKETS[side], task.num_rows, task.num_tokens)
+    rows_of, records_of = lines[side]
+    rows_of += task.lines
+    records_of += _lines(task.records, are_odd=False)
+    written: Written = getattr(piece, side)
+    written.num_rows += number
+    written.num_tasks += 1
+    written.prompts += [_prompt_number(task.prompt_key)] * number
+    if task.environment:
+        piece.environments[task.environment] += number
+    _keep_nearest(piece, side, task.task_id, stage.recipe)
+    piece.truth_nowhere += sum(
+        [isinstance(record, TaskRecord) and record.truth == "nowhere" for record in task.records]
+    )
+
+
+def _prompt_number(key: str) -> int:
+    return int(key[:16], 16)
 
 
 def _count_task(piece: Piece, group: Sequence[IndexedRow], rows: Sequence[IndexedRow]) -> None:
@@ -114,7 +155,7 @@ def _write(
     stage: Stage,
     piece: Piece,
     examples: Sequence[Example],
-    lines: dict[str, tuple[list[bytes], list[bytes]]],
+    lines: Lines,
     shared: _Shared,
 ) -> None:
     """Encode the examples of one task, or of pairs across tasks, and count their rows."""
@@ -133,10 +174,10 @@ def _write(
         times = copies[example.task_id] if copies is not None and side == "train" else 1
         kept[side].extend([example.row] * times)
         record = example.record
-        lines[side][1].append(_lines([record], is_odd) * times)
+        lines[side][1].extend(_lines([record], is_odd) * times)
         written: Written = getattr(piece, side)
         written.num_rows += times
-        written.prompts.append(int(stage.prompt_of[example.keys[0]][:16], 16))
+        written.prompts.append(_prompt_number(stage.prompt_of[example.keys[0]]))
         if example.environment:
             piece.environments[example.environment] += times
         if example.task_id not in tasks:
@@ -147,7 +188,7 @@ def _write(
             piece.truth_nowhere += 1
     for side, rows in kept.items():
         if rows:
-            lines[side][0].append(_lines(rows if is_odd else shared.encoded(rows), is_odd))
+            lines[side][0].extend(_lines(rows if is_odd else shared.encoded(rows), is_odd))
 
 
 def _left_out(stage: Stage, example: Example, side: str) -> str | None:
@@ -173,23 +214,20 @@ class _Shared:
     """Encodes once what rows have in common: the messages that the rows of a task begin with, and tools."""
 
     def __init__(self) -> None:
-        self._tools: tuple[object, msgspec.Raw] = None, msgspec.Raw(b"null")
+        self._tools = EncodedTools()
 
     def encoded(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of a task with what they share encoded already; as they are where that cannot be."""
         try:
-            if "tools" in rows[0] and rows[0]["tools"] is not self._tools[0]:
-                self._tools = rows[0]["tools"], msgspec.Raw(ENCODER.encode(rows[0]["tools"]))
             conversations = [row["messages"] for row in rows] if len(rows) > 1 and "messages" in rows[0] else []
             begin = [msgspec.Raw(ENCODER.encode(message)) for message in _common(conversations)]
+            made: list[dict[str, Any]] = []
+            for row in rows:
+                begun = {"messages": [*begin, *row["messages"][len(begin) :]]} if begin else {}
+                common = {"tools": self._tools.of(row["tools"])} if "tools" in row else {}
+                made.append({**row, **begun, **common})
         except (UnicodeEncodeError, OverflowError):
             return rows
-        tools, encoded_tools = self._tools
-        made: list[dict[str, Any]] = []
-        for row in rows:
-            begun = {"messages": [*begin, *row["messages"][len(begin) :]]} if begin else {}
-            common = {"tools": encoded_tools} if tools is not None and row.get("tools") is tools else {}
-            made.append({**row, **begun, **common})
         return made
 
 

@@ -29,6 +29,7 @@ from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.packed import PackedRows
 from regimen.rollouts.records import Source
 from regimen.rollouts.report import BadRow, bad_row
+from regimen.rollouts.writer import encode_row
 
 if TYPE_CHECKING:
     from regimen.convert.near import Evaluation
@@ -95,6 +96,7 @@ class Stage:
         self.tokens_of: dict[RowKey, int] = {}
         self.tokenizers: Counter[str] = Counter()
         self.templates: Counter[str] = Counter()
+        self.task_reader = grpo.TaskReader()
         self._last: Episode | None = None
 
     def scored(self, group: Sequence[IndexedRow]) -> list[IndexedRow]:
@@ -127,16 +129,22 @@ class Stage:
         """The record that `make` makes of a row; None where it is broken, which is counted. `like` is for `make`."""
         try:
             record = make(self.reader, row, *like)
+            if self.reader.met_odd_rows:  # numbers that JSON has no words for
+                encode_row(record.written)
         except RolloutError as error:
             self._set_aside(row, error)
             return None
         key = record.key
         self.prompt_of[key], self.tokens_of[key] = record.prompt_key, row.num_sampled
-        if record.tokenizer:
-            self.tokenizers[record.tokenizer] += 1
-        if record.template:
-            self.templates[record.template] += 1
+        self.count_stamp(record.tokenizer, record.template)
         return record
+
+    def count_stamp(self, tokenizer: str | None, template: str | None) -> None:
+        """Count the fingerprints that a row was stamped with."""
+        if tokenizer:
+            self.tokenizers[tokenizer] += 1
+        if template:
+            self.templates[template] += 1
 
     def episodes(self, rows: Sequence[IndexedRow]) -> list[Episode]:
         """The rows as episodes; broken ones are counted."""
@@ -241,10 +249,16 @@ class Stage:
         if len({row.prompt for row in rows}) == 1:
             groups = self._alike(rows)
         else:
-            groups = grpo.tasks_of([record for row in rows if (record := self.made(row, grpo.read_task_rollout))])
-        named = self.recipe.has_indices
-        made = [grpo.task_example(group, self.options, self.ledger, is_named=named) for group in groups]
-        return [example for example in made if example is not None]
+            groups = grpo.tasks_of([record for row in rows if (record := self.made(row, self.task_reader.read))])
+        examples: list[Example] = []
+        for group in groups:
+            made = grpo.task_example(group, self.options, is_named=self.recipe.has_indices)
+            grpo.count_task(made, self.ledger)
+            if isinstance(made, str):
+                self.ledger.count_rows(group.keys, made, sum(group.num_sampled))
+            else:
+                examples.append(made)
+        return examples
 
     def _alike(self, rows: Sequence[IndexedRow]) -> list[grpo.Repeats]:
         """The rollouts of a task that all ask the same: of all but the first only what may be ground truth is read.
@@ -252,7 +266,7 @@ class Stage:
         Where the index tells that this is the same in all of them, not even that.
         """
         waiting = iter(rows)
-        first = next((made for row in waiting if (made := self.made(row, grpo.read_task_rollout))), None)
+        first = next((made for row in waiting if (made := self.made(row, self.task_reader.read))), None)
         if first is None:
             return []
         others = list(waiting)

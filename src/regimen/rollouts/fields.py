@@ -7,6 +7,7 @@ Refuses nothing.
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from regimen.rollouts.outcomes import Outcome
 
@@ -27,6 +28,17 @@ FIELDS = (
     ("num_sampled", "I", "<u4"),
     ("alike", "Q", "<u8"),
 )
+# Places in a record.
+NUMBER: Final = 0
+FILE: Final = 1
+ENVIRONMENT: Final = 5
+FLAGS: Final = 6
+TASK: Final = 8
+ROLLOUT: Final = 9
+REWARD: Final = 10
+PROMPT: Final = 11
+NUM_SAMPLED: Final = 12
+ALIKE: Final = 13
 RECORD = struct.Struct("<" + "".join(code for _, code, _ in FIELDS))
 OUTCOMES = tuple(Outcome)
 CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}

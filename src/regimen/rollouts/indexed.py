@@ -20,7 +20,7 @@ from regimen.rollouts.reader import failed_rollout
 from regimen.rollouts.records import Rollout, Source, check_tokens, rollout_from_row
 from regimen.rollouts.siblings import TaskIndex, TaskPlaces
 from regimen.rollouts.sources import open_file
-from regimen.rollouts.usual import Request, Told, told_of
+from regimen.rollouts.usual import Request, Teller, Told
 
 MOST_OPEN_FILES = 64
 RESPONSE = ("response", "output")
@@ -91,7 +91,8 @@ class RowReader:
         self._files: dict[int, BinaryIO] = {}
         self._tasks: dict[str, TaskIndex] = {}
         self._params: tuple[bytes, dict[str, Any]] = b"", {}
-        self._request: tuple[bytes, dict[str, Any]] = b"", {}
+        self._teller = Teller()
+        self._known: tuple[Request | None, bytes, dict[str, Any]] = None, b"", {}
         self._tools: tuple[bytes, Any] = b"null", None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,11 +144,16 @@ class RowReader:
     def asked(self, row: IndexedRow) -> Rollout:
         """The rollout of a scored row with everything but its response and output, in half the time.
 
-        There are no metrics and components. Raises as `rollout` does, except for what stands in the response.
+        There are no metrics and components. Rows with the same tools, one after the other, share these. Raises as
+        `rollout` does, except for what stands in the response.
         """
         try:
             members = _decode_members(self.line(row))
-            decoded = {name: msgspec.json.decode(value) for name, value in members.items() if name not in RESPONSE}
+            decoded = {
+                name: self._request(value) if name == "responses_create_params" else msgspec.json.decode(value)
+                for name, value in members.items()
+                if name not in RESPONSE
+            }
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self.rollout(row)
         params, places = decoded.get("responses_create_params"), self._sources[row.file].tasks
@@ -189,7 +195,7 @@ class RowReader:
         """
         if row.num_sampled:
             return None
-        found = told_of(self.line(row))
+        found = self._teller.told_of(self.line(row))
         if found is None:
             return None
         try:
@@ -203,15 +209,31 @@ class RowReader:
         return self._params[1]
 
     def _request_of(self, request: Request) -> dict[str, Any]:
-        tools = bytes(request.tools)
+        known, asked, params = self._known
+        if request is known:
+            return params
+        tools, known_asked = bytes(request.tools), asked
         asked = b"\n".join((request.instructions, request.input, tools))
-        if asked != self._request[0]:
-            if tools != self._tools[0]:
-                self._tools = tools, msgspec.json.decode(tools)
-            params = {"input": msgspec.json.decode(request.input), "tools": self._tools[1]}
+        if asked != known_asked:
+            params = {"input": msgspec.json.decode(request.input), "tools": self._tools_of(tools)}
             params["instructions"] = msgspec.json.decode(request.instructions)
-            self._request = asked, params
-        return self._request[1]
+        self._known = request, asked, params
+        return params
+
+    def _request(self, request: msgspec.Raw) -> Any:
+        """A whole request as it stands in the line."""
+        if not bytes(request).startswith(b"{"):
+            return msgspec.json.decode(request)
+        members = _decode_members(request)
+        return {
+            name: self._tools_of(bytes(value)) if name == "tools" else msgspec.json.decode(value)
+            for name, value in members.items()
+        }
+
+    def _tools_of(self, tools: bytes) -> Any:
+        if tools != self._tools[0]:
+            self._tools = tools, msgspec.json.decode(tools)
+        return self._tools[1]
 
     def line(self, row: IndexedRow) -> bytes:
         """The bytes of a row, with its newline where it has one."""

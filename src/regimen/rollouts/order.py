@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from regimen.rollouts.fields import FIELDS, HAS_TASK_INDEX, RECORD, RecordTuple
+from regimen.rollouts.fields import (
+    ENVIRONMENT,
+    FIELDS,
+    FLAGS,
+    HAS_TASK_INDEX,
+    NUMBER,
+    RECORD,
+    ROLLOUT,
+    TASK,
+    RecordTuple,
+)
 
 RUN = 250_000
 RECORDS_AT_A_TIME = 4096
@@ -77,15 +87,18 @@ class TaskOrder:
             yield np.array(some, DTYPE)
 
     def _key(self, record: RecordTuple) -> tuple[int, bool, int, int, int]:
-        return int(self._ranks[record[5]]), not record[6] & HAS_TASK_INDEX, record[8], record[9], record[0]
+        is_unnamed = not record[FLAGS] & HAS_TASK_INDEX
+        return int(self._ranks[record[ENVIRONMENT]]), is_unnamed, record[TASK], record[ROLLOUT], record[NUMBER]
 
     def _group_keys(self, records: Records) -> tuple[Any, Any, Any]:
         """What is equal for the records of one task, and smaller for earlier tasks."""
         return self._ranks[records["environment"]], records["flags"] & HAS_TASK_INDEX == 0, records["task"]
 
     def _sorted_places(self, run: Records) -> Any:
+        """The sorted places of records that stand in the order of their numbers. A key that all share is left out."""
         ranks, has_no_index, task = self._group_keys(run)
-        return np.lexsort((run["number"], run["rollout"], task, has_no_index, ranks))
+        keys = [key for key in (run["rollout"], task, has_no_index, ranks) if (key != key[0]).any()]
+        return np.lexsort(keys) if keys else np.arange(len(run))
 
     def _run(self, start: int, size: int) -> Iterator[RecordTuple]:
         with self._path.open("rb", buffering=0) as file:

@@ -1,6 +1,7 @@
 """Rows of an index as they are packed on disk: what is sent to other processes, and unpacked where it is needed.
 
-In: records of whole tasks, one after the other. Out: `IndexedRow`s, one by one or task by task. Refuses nothing.
+In: records of whole tasks, one after the other. Out: `IndexedRow`s, one by one or task by task, or the records of a
+task as they are, for who needs less of them. Refuses nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from typing import cast
 
 import msgspec
 
-from regimen.rollouts.fields import HAS_ROLLOUT_INDEX, HAS_TASK_INDEX, OUTCOMES, RECORD, SELECTED, SIGN, RecordTuple
+from regimen.rollouts.fields import (
+    ENVIRONMENT,
+    FLAGS,
+    HAS_ROLLOUT_INDEX,
+    HAS_TASK_INDEX,
+    OUTCOMES,
+    RECORD,
+    SELECTED,
+    SIGN,
+    TASK,
+    RecordTuple,
+)
 from regimen.rollouts.indexed import IndexedRow
 
 DEFAULT_ENVIRONMENT = "task"
@@ -30,20 +42,26 @@ class PackedRows(msgspec.Struct, frozen=True):
 
     def rows(self) -> Iterator[IndexedRow]:
         """The rows, in the order of the records."""
-        return map(self._row, self._tuples())
+        return map(self.row, self._tuples())
 
     def tasks(self) -> Iterator[list[IndexedRow]]:
         """The rows of one task at a time."""
+        for records in self.records_by_task():
+            yield list(map(self.row, records))
+
+    def records_by_task(self) -> Iterator[list[RecordTuple]]:
+        """The records of one task at a time."""
         for _, records in groupby(self._tuples(), self._task_key):
-            yield list(map(self._row, records))
+            yield list(records)
 
     def _tuples(self) -> Iterator[RecordTuple]:
         return cast("Iterator[RecordTuple]", RECORD.iter_unpack(self.records))
 
     def _task_key(self, record: RecordTuple) -> tuple[int, int, int]:
-        return self.ranks[record[5]], record[6] & HAS_TASK_INDEX, record[8]
+        return self.ranks[record[ENVIRONMENT]], record[FLAGS] & HAS_TASK_INDEX, record[TASK]
 
-    def _row(self, record: RecordTuple) -> IndexedRow:
+    def row(self, record: RecordTuple) -> IndexedRow:
+        """What a record says."""
         number, file, line, offset, size, code, flags, outcome, task, rollout, reward, prompt, num_sampled, alike = (
             record
         )

@@ -10,6 +10,7 @@ Refuses what the reader refuses.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 
 from regimen.errors import RegimenError, RolloutError
 from regimen.rollouts.fields import RECORD
-from regimen.rollouts.lines import LongLine, check_first_line, is_blank, line_size, lines_of
+from regimen.rollouts.lines import check_first_line, is_blank, line_size, lines_of
 from regimen.rollouts.partial import RowScanner, Where
 from regimen.rollouts.processes import Processes
 from regimen.rollouts.records import Source
@@ -30,7 +31,7 @@ from regimen.rollouts.writer import encode_row
 
 SMALLEST_STRETCH = 8 << 20
 LARGEST_STRETCH = 256 << 20  # so that a long reading can tell how far it is
-STRETCHES_PER_PROCESS = 4
+STRETCHES_PER_PROCESS = 16
 
 
 class Stretch(msgspec.Struct, frozen=True):
@@ -133,8 +134,7 @@ def _stretch_lines(stretch: Stretch) -> Generator[Iterator[bytes]]:
         return
     with open_file(path) as file:
         file.seek(stretch.start)
-        lines = lines_of(file)
-        yield lines if stretch.end is None else _until(lines, stretch.start, stretch.end)
+        yield lines_of(file)
 
 
 def _spooled(lines: Iterator[bytes], spool: BinaryIO) -> Iterator[bytes]:
@@ -144,22 +144,17 @@ def _spooled(lines: Iterator[bytes], spool: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _until(lines: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
-    place = start
-    while place < end and (line := next(lines, None)) is not None:
-        place += line_size(line)
-        yield line
-
-
 def _scan(stretch: Stretch, lines: Iterator[bytes], scanner: RowScanner, part: Part) -> None:
+    """Read the lines up to the end of the stretch, which is the end of one of them."""
     offset, number, is_copy = stretch.start, 0, stretch.spool is not None
+    end = sys.maxsize if stretch.end is None else stretch.end
     make_entry = scanner.failed_entry if stretch.is_failures else scanner.entry
     pack = RECORD.pack
     with Path(part.records).open("wb", buffering=BLOCK) as records, Path(part.bad).open("wb", buffering=BLOCK) as bad:
         for line_number, line in enumerate(lines, 1):
             if line_number == 1 and not stretch.start and not stretch.is_failures:
                 check_first_line(line, Path(stretch.path))
-            size = len(line) if is_copy or not isinstance(line, LongLine) else line.size
+            size = len(line) if is_copy else line_size(line)
             try:
                 entry = make_entry(line)
                 records.write(pack(number, stretch.file, line_number, offset, size, *entry))
@@ -172,4 +167,6 @@ def _scan(stretch: Stretch, lines: Iterator[bytes], scanner: RowScanner, part: P
                     part.num_bad += 1
             offset += size
             part.num_lines = line_number
+            if offset >= end:
+                break
     part.num_rows = number

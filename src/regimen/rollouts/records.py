@@ -270,14 +270,14 @@ def _tokens_are_sound(item: dict[str, Any]) -> bool:
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a row that are neither its reward nor stamps nor answers; true and false as 1 and 0."""
-    return {
-        key: number
-        for key, value in row.items()
-        if type(value) in NUMBERS
-        and key not in NOT_METRICS
-        and not key.startswith("_ng_")
-        and (number := _finite(value)) is not None
-    }
+    return {key: float(value) for key, value in row.items() if type(value) in NUMBERS and is_metric(key, value)}
+
+
+def is_metric(name: str, value: object) -> bool:
+    """Whether a field of a row is one of its `metrics_of`."""
+    if type(value) not in NUMBERS or name in NOT_METRICS or name.startswith("_ng_"):
+        return False
+    return _finite(value) is not None
 
 
 def _components(row: dict[str, Any]) -> dict[str, float]:

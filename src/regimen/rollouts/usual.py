@@ -56,9 +56,17 @@ class Request(msgspec.Struct, gc=False):
 
 
 class _Row(msgspec.Struct, gc=False):
-    responses_create_params: Request
+    responses_create_params: msgspec.Raw
     response: _Response
     regimen: dict[str, Any] | None = None
+
+
+class _Rest(msgspec.Struct, gc=False):
+    """What follows the request in a row; where it is given a second time, the last one counts."""
+
+    response: _Response
+    regimen: dict[str, Any] | None = None
+    responses_create_params: None = None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -71,19 +79,43 @@ class Told(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Row).decode
+_decode_rest = msgspec.json.Decoder(_Rest).decode
+_decode_request = msgspec.json.Decoder(Request).decode
+_REQUEST = b'{"responses_create_params":'
 
 
-def told_of(line: bytes) -> Told | None:
-    """What a line of the usual shape tells; None for any other line."""
-    try:
+class Teller:
+    """Tells what rows say, one after the other. Of repeats, which begin with the same request, it is read once."""
+
+    def __init__(self) -> None:
+        self._begin = b""
+        self._request = Request(msgspec.Raw(b"null"))
+
+    def told_of(self, line: bytes) -> Told | None:
+        """What a line of the usual shape tells; None for any other line."""
+        try:
+            row = self._row_of(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        completion = _completion(row.response.output)
+        if completion is None:
+            return None
+        thoughts = [message["reasoning_content"] for message in completion if "reasoning_content" in message]
+        return Told(self._request, completion, row.regimen, sum(map(len, thoughts)))
+
+    def _row_of(self, line: bytes) -> _Row | _Rest:
+        """The row; its request becomes the one that is known."""
+        begin = self._begin
+        if begin and line.startswith(begin):
+            return _decode_rest(b"".join((b"{", memoryview(line)[len(begin) :])))
+        self._begin = b""
         row = _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    completion = _completion(row.response.output)
-    if completion is None:
-        return None
-    thoughts = [message["reasoning_content"] for message in completion if "reasoning_content" in message]
-    return Told(row.responses_create_params, completion, row.regimen, sum(map(len, thoughts)))
+        asked = bytes(row.responses_create_params)
+        self._request = _decode_request(asked)
+        start = len(_REQUEST) + line.startswith(b" ", len(_REQUEST))
+        if line.startswith(_REQUEST) and line.startswith(asked + b",", start):
+            self._begin = line[: start + len(asked) + 1]
+        return row
 
 
 def _completion(items: list[_Item]) -> list[Message] | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from regimen.convert.grpo import nothing_to_play, task_example, task_fields, tasks_of
+from regimen.convert.grpo import count_task, nothing_to_play, task_example, task_fields, tasks_of
 from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 
@@ -10,8 +10,15 @@ def _options(**changes):
 
 
 def build_grpo(rollouts, options, ledger, is_named=False):
-    made = [task_example(group, options, ledger, is_named=is_named) for group in tasks_of(rollouts)]
-    return [example for example in made if example is not None]
+    examples = []
+    for group in tasks_of(rollouts):
+        made = task_example(group, options, is_named=is_named)
+        count_task(made, ledger)
+        if isinstance(made, str):
+            ledger.count_rows(group.keys, made, sum(group.num_sampled))
+        else:
+            examples.append(made)
+    return examples
 
 
 def _task(**fields):

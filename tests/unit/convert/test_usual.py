@@ -12,7 +12,7 @@ from regimen.convert.episodes import episode_of, episode_told
 from regimen.errors import RolloutError
 from regimen.rollouts.index import RolloutIndex
 from regimen.rollouts.messages import output_messages
-from regimen.rollouts.usual import told_of
+from regimen.rollouts.usual import Teller
 
 TEXTS = st.sampled_from(["", "a", "b\nc", "7 – sieben", "\u2028\U0001f600", '{"a": 1}'])
 PARTS = st.fixed_dictionaries(
@@ -89,7 +89,7 @@ def line_of(output, **fields):
 @settings(max_examples=1500, deadline=None)
 @given(OUTPUTS)
 def test_what_is_told_is_what_the_general_way_says(output):
-    told = told_of(line_of(output))
+    told = Teller().told_of(line_of(output))
     if told is not None:
         general = output_messages(output)
         assert told.completion == general
@@ -114,7 +114,7 @@ def test_episodes_are_the_same(tmp_path_factory, output, stamp):
 
 
 def test_a_usual_row_is_told():
-    told = told_of(line_of([THOUGHT, CALL, BACK, SAID, SAID], regimen={"tokenizer": "t"}))
+    told = Teller().told_of(line_of([THOUGHT, CALL, BACK, SAID, SAID], regimen={"tokenizer": "t"}))
     assert told is not None
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 3}'}}
     assert told.completion == [
@@ -134,13 +134,13 @@ def test_a_usual_row_is_told():
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([THOUGHT, CALL, BACK, SAID]), max_size=8))
 def test_every_order_of_usual_items_is_told(output):
-    told = told_of(line_of(output))
+    told = Teller().told_of(line_of(output))
     assert told is not None
     assert told.completion == output_messages(output)
 
 
 def test_reasoning_after_text_and_a_call_is_of_the_same_model_call():
-    told = told_of(line_of([SAID, CALL, THOUGHT]))
+    told = Teller().told_of(line_of([SAID, CALL, THOUGHT]))
     assert told is not None
     (answer,) = told.completion
     assert (answer["content"], answer["reasoning_content"], len(answer["tool_calls"])) == ("seven", "hm", 1)
@@ -165,16 +165,33 @@ def test_reasoning_after_text_and_a_call_is_of_the_same_model_call():
     ],
 )
 def test_other_rows_are_not(item):
-    assert told_of(line_of([CALL, item])) is None
+    assert Teller().told_of(line_of([CALL, item])) is None
 
 
 def test_lines_that_are_no_rows_are_not_told():
     for line in (b"", b"[]", b"{", b'{"responses_create_params": {}}', b'{"response": {"output": []}}', b"\xff"):
-        assert told_of(line) is None
+        assert Teller().told_of(line) is None
 
 
 def test_a_refused_row_is_never_told():
     refused = [{"type": "function_call", "arguments": "{}", "call_id": "c1"}]
     with pytest.raises(RolloutError, match="no name"):
         output_messages(refused)
-    assert told_of(line_of(refused)) is None
+    assert Teller().told_of(line_of(refused)) is None
+
+
+def test_repeats_that_begin_alike_are_told_as_they_are_alone():
+    """Their request is read once; what comes after it, a second request too, is judged as in any other row."""
+    teller = Teller()
+    again = line_of([SAID])[:-1] + b', "responses_create_params": {"input": "8?"}}'
+    lines = [line_of([SAID]), line_of([CALL, BACK, SAID], regimen={"tokenizer": "t"}), again, line_of([{}])]
+    lines += [line_of([SAID])[:-1], b" " + line_of([SAID]), line_of([SAID]).replace(b"3 + 4", b"3 + 5"), lines[1]]
+    for line in lines:
+        told, alone = teller.told_of(line), Teller().told_of(line)
+        if line is again:  # the last one counts, as in all JSON; such a row goes the general way
+            assert told is None
+            continue
+        assert (told is None) == (alone is None)
+        if told is not None and alone is not None:
+            assert (told.completion, told.stamp) == (alone.completion, alone.stamp)
+            assert bytes(told.request.input) == bytes(alone.request.input)

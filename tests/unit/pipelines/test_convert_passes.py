@@ -221,3 +221,20 @@ def test_grpo_reads_a_task_once_where_its_repeats_have_the_truth_alike(tmp_path,
     assert [(row["expected_answer"], row.get("topic")) for row in written] == [
         ("0", None), ("1", "sums"), ("2", "sums"), ("3", "sums")
     ]  # fmt: skip
+
+
+def test_rows_with_numbers_that_are_none_are_put_aside_where_these_would_be_written(tmp_path):
+    rows = [_row(task, 0) | {"reward": 1.0} for task in range(4)]
+    rows[1]["measured"] = float("nan")  # a verifier's, and no truth
+    rows[2]["expected_answer"] = [float("inf")]
+    rows[3]["responses_create_params"]["tools"] = [{**TOOL, "parameters": {"default": float("nan")}}]
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for to, lines in (("sft", [4]), ("grpo", [3, 4])):
+        manifest = convert(path, to, tmp_path / to, ConvertOptions(max_bad=1.0))
+        assert manifest.ledger.rows["quarantined"] == len(lines)
+        bad = [json.loads(line) for line in (tmp_path / to / "quarantine.jsonl").read_text().splitlines()]
+        assert [one["line"] for one in bad] == lines
+        assert all("Out of range float values" in one["reason"] for one in bad)
+        written = (tmp_path / to / "train.jsonl").read_text() + (tmp_path / to / "val.jsonl").read_text()
+        assert "measured" not in written
