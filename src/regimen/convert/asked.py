@@ -91,7 +91,3 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
         numbered.append(copied)
     return numbered
 
-
-def digest(value: Any) -> str:
-    """A hash of a JSON value that does not depend on the order of keys."""
-    return xxh3_128_hexdigest(canonical_bytes(value))

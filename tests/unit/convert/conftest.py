@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from regimen.convert import dpo, sft
-from regimen.convert.asked import digest
 from regimen.convert.balance import TaskRows, balanced_rows
 from regimen.convert.episodes import Episode, by_task
 from regimen.convert.grpo import TaskRollout, candidates_of
@@ -16,7 +15,7 @@ from regimen.convert.ledger import Ledger
 from regimen.convert.options import ConvertOptions
 from regimen.convert.pairs import Pair, leftover_of, pair_across_tasks
 from regimen.convert.sidecar import Example
-from regimen.rollouts.records import Source
+from regimen.rollouts.records import Source, canonical_bytes
 from regimen.rollouts.turns import TokenSequence
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "convert"
@@ -53,7 +52,7 @@ def make_episode() -> Callable[..., Episode]:
             "prompt": prompt,
             "completion": [{"role": "assistant", "content": text}],
             "tools": tools,
-            "prompt_key": digest([prompt, tools]),
+            "prompt_key": canonical_bytes([prompt, tools]).hex(),
             "packed": msgspec.msgpack.encode([TokenSequence([1, 2, 3], [(1, 3)], [-0.5, -0.5])]),
             "num_sequences": 1,
             "num_sampled": 2,
