@@ -90,4 +90,3 @@ def with_numbered_calls(messages: Sequence[Message]) -> list[Message]:
             copied["tool_call_id"] = numbers.setdefault(call_id, str(len(numbers)))
         numbered.append(copied)
     return numbered
-
