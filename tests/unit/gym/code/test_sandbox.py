@@ -130,11 +130,13 @@ async def test_processor_time_is_bounded_whatever_it_catches(sandbox: Sandbox) -
     assert await call(sandbox, body) == Called(error="ended early")
 
 
-async def test_time_is_bounded(sandbox: Sandbox) -> None:
+@pytest.mark.usefixtures("sandbox")
+async def test_time_is_bounded() -> None:
     sandbox = Sandbox(1, SandboxLimits(wall_seconds=3.0))
     assert await call(sandbox, "import time\ntime.sleep(1000)") == Called(error="too long")
 
 
+@pytest.mark.usefixtures("sandbox")
 async def test_a_machine_that_is_too_busy_is_a_failure_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = Sandbox(1, SandboxLimits(wall_seconds=2.0))
     monkeypatch.setattr("regimen.gym.environments.code.sandbox._seconds_waited", lambda _pid: 1.5)
