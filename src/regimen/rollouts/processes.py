@@ -9,12 +9,15 @@ Refuses: a process that dies is a `RolloutError`; errors of a job are raised in 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from pathlib import Path
 from types import TracebackType
@@ -102,7 +105,10 @@ def _nothing() -> None:
 
 
 class _Process(SpawnProcess):
-    """A fresh interpreter that imports what it is asked to call, and not the script that started it."""
+    """A fresh interpreter that imports what it is asked to call, and not the script that started it.
+
+    Ctrl-C on a terminal is for the process that started it, which ends it.
+    """
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
@@ -110,9 +116,24 @@ class _Process(SpawnProcess):
         hidden = {name: script[name] for name in ("__spec__", "__file__") if name in script}
         script.update(dict.fromkeys(hidden))
         try:
-            return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            with _without_interrupts():
+                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
         finally:
             script.update(hidden)
+
+
+@contextmanager
+def _without_interrupts() -> Generator[None]:
+    """Hold Ctrl-C back; a process that starts meanwhile never hears it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Context(SpawnContext):

@@ -3,9 +3,11 @@
 import gzip
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,3 +240,11 @@ def test_rows_with_numbers_that_are_none_are_put_aside_where_these_would_be_writ
         assert all("Out of range float values" in one["reason"] for one in bad)
         written = (tmp_path / to / "train.jsonl").read_text() + (tmp_path / to / "val.jsonl").read_text()
         assert "measured" not in written
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+def test_ctrl_c_is_for_the_process_that_started_the_others():
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    with Processes(2) as processes:
+        assert all(signal.SIGINT in mask for mask in processes.map(blocked, [[], [], []]))
+    assert signal.SIGINT not in blocked([])
