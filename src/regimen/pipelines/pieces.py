@@ -17,7 +17,7 @@ from regimen.convert.ledger import Ledger
 from regimen.convert.screen import Screen
 from regimen.convert.sidecar import Example, TaskRecord
 from regimen.convert.split import task_position
-from regimen.pipelines.quick import EncodedTools, TaskLines, quick_way
+from regimen.pipelines.quick import ENCODER, EncodedTools, TaskLines, quick_way
 from regimen.pipelines.selection import SIDES, Recipe, Stage, Work
 from regimen.rollouts.indexed import IndexedRow
 from regimen.rollouts.packed import PackedRows
@@ -26,7 +26,6 @@ from regimen.rollouts.writer import encode_row
 
 BUCKETS = {"train": "trained", "val": "validation"}
 WORTH_A_FILE = 1 << 17  # bytes
-ENCODER = msgspec.json.Encoder()
 Lines = dict[str, tuple[bytearray, bytearray]]  # of each side: its rows and their sidecar
 
 

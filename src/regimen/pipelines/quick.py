@@ -98,14 +98,19 @@ class _SftWay:
             lines = self._lines(told, asked)
         except (UnicodeEncodeError, OverflowError):
             return None
-        self._count(told, asked, records)
         path = self._stage.recipe.files[rows[0].file]
+        made = [_record_of(row, one, asked, path) for row, one in zip(rows, told, strict=True)]
+        below = [record[NUM_SAMPLED] for record in records if record[REWARD] < self._threshold]
+        self._stage.ledger.count_many("below_threshold", len(below), sum(below))
+        note_told(told, asked, self._stage.ledger)
+        for record in made:
+            self._stage.count_stamp(record.tokenizer, record.template)
         return TaskLines(
             task_id=rows[0].task_id,
             environment=rows[0].environment,
             lines=lines,
             num_lines=len(rows),
-            records=[_record_of(row, one, asked, path) for row, one in zip(rows, told, strict=True)],
+            records=made,
             num_rows=len(rows),
             num_tokens=0,
             prompt_key=asked.key,
@@ -144,15 +149,6 @@ class _SftWay:
                 lines[joint] = ord(",")  # in place of the bracket that begins the completion
             lines += self._after
         return lines
-
-    def _count(self, told: Sequence[Told], asked: Asked, records: Sequence[RecordTuple]) -> None:
-        stage = self._stage
-        below = [record[NUM_SAMPLED] for record in records if record[REWARD] < self._threshold]
-        stage.ledger.count_many("below_threshold", len(below), sum(below))
-        note_told(told, asked, stage.ledger)
-        for one in told:
-            if one.stamp is not None:
-                stage.count_stamp(*stamped(one.stamp))
 
 
 def _record_of(row: IndexedRow, told: Told, asked: Asked, path: str) -> EpisodeRecord:
