@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 
@@ -34,20 +35,30 @@ def payloads(data):
 
 
 def records(folder):
-    """What a run's file holds: history rows, configuration, and all bytes."""
+    """What a run's file holds: history rows, configuration, and all bytes.
+
+    W&B closes the file in a process of its own after `finish` has returned, so it is read until its end is there.
+    """
     from wandb.proto import wandb_internal_pb2
 
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
-    history, config = [], {}
-    for data in payloads(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.HasField("history"):
-            items = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
-            history.append(items)
-        for update in (record.config, record.run.config):
-            config |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in update.update}
-    return history, config, path.read_bytes()
+    give_up = time.monotonic() + 60
+    while True:
+        raw = path.read_bytes()
+        history, config, ended = [], {}, False
+        for data in payloads(raw):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            ended |= record.HasField("exit")
+            if record.HasField("history"):
+                items = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+                history.append(items)
+            for update in (record.config, record.run.config):
+                config |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in update.update}
+        if ended:
+            return history, config, raw
+        assert time.monotonic() < give_up, f"{path} ({len(raw)} bytes) has no end"
+        time.sleep(0.05)
 
 
 def test_metrics_configuration_and_samples_without_secrets(tmp_path, monkeypatch):
