@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,19 @@ from regimen.tracking.jsonl import read_metrics
 TWO = ["policy.dtensor_cfg.enabled=true", "cluster.num_processes=2"]
 
 
+def same_figures(folder: Path, other_folder: Path) -> None:
+    rows, expected = tiny_runs.figures(folder), tiny_runs.figures(other_folder)
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        row.pop("train/micro_batches", None)
+        other.pop("train/micro_batches", None)
+        for name in ("train/computed_tokens", "train/gen_logprob_error_mean", "train/gen_logprob_error_max"):
+            row.pop(name, None), other.pop(name, None)
+        if row["step"] == 1:  # policy and reference are equal: every margin is 0 but for rounding
+            row.pop("train/accuracy", None), other.pop("train/accuracy", None)
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "algorithm", ["grpo", pytest.param("sft", marks=pytest.mark.slow), pytest.param("dpo", marks=pytest.mark.slow)]
 )
@@ -30,16 +44,7 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
     assert code == 0, stderr
     assert stdout.count("done: 2 steps") == 1  # one process prints
     one = train(load_train_config(path, [f"checkpointing.checkpoint_dir={tmp_path / 'one'}"]))
-    rows, expected = tiny_runs.figures(tmp_path / "two"), tiny_runs.figures(one.folder)
-    assert len(rows) == len(expected)
-    for row, other in zip(rows, expected, strict=True):
-        row.pop("train/micro_batches", None)
-        other.pop("train/micro_batches", None)
-        for name in ("train/computed_tokens", "train/gen_logprob_error_mean", "train/gen_logprob_error_max"):
-            row.pop(name, None), other.pop(name, None)
-        if row["step"] == 1:  # policy and reference are equal: every margin is 0 but for rounding
-            row.pop("train/accuracy", None), other.pop("train/accuracy", None)
-        assert row == pytest.approx(other, rel=1e-4, abs=1e-4)
+    same_figures(tmp_path / "two", one.folder)
     files = {file.relative_to(one.folder) for file in one.folder.rglob("*") if SHARDS_FOLDER not in file.parts}
     assert {
         file.relative_to(tmp_path / "two") for file in (tmp_path / "two").rglob("*") if SHARDS_FOLDER not in file.parts
@@ -51,6 +56,25 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
     assert not (tmp_path / "two" / "model" / STATE_FILE).exists()
     difference = tiny_runs.weights(tmp_path / "two" / "model") - tiny_runs.weights(one.folder / "model")
     assert difference.abs().max() < 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_play_ahead_as_one(tiny_folder: Path, tmp_path: Path) -> None:
+    path = written("grpo", tiny_folder, tmp_path, "two", max_num_steps=3, async_grpo={"enabled": True})
+    code, _, stderr = finish(start(path, *TWO, "checkpointing.is_async=true"))
+    assert code == 0, stderr
+    one = train(load_train_config(path, [f"checkpointing.checkpoint_dir={tmp_path / 'one'}"]))
+    same_figures(tmp_path / "two", one.folder)
+    assert tiny_runs.column(tmp_path / "two", "train/trajectory_age") == [0.0, 1.0, 1.0]
+    for step in (1, 2, 3):
+        name = f"rollouts/step_{step}.jsonl"
+        assert _played(tmp_path / "two" / name) == _played(one.folder / name) != []
+
+
+def _played(rollouts: Path) -> list[tuple[int, int, int]]:
+    """Task, repeat and weights of each episode, in order."""
+    rows = map(json.loads, rollouts.read_text().splitlines())
+    return sorted((row["_ng_task_index"], row["_ng_rollout_index"], row["regimen"]["weight_version"]) for row in rows)
 
 
 @pytest.mark.slow

@@ -39,13 +39,6 @@ def check_processes(config: TrainConfig, layers: Layers) -> None:
                 str(off[-1] or "null"),
                 f"set {_SECTION}.{name}={off[-1] or 'null'}",
             )
-    if config.grpo is not None and config.grpo.async_grpo.enabled:
-        raise layers.refusal(
-            "grpo.async_grpo.enabled",
-            f"is true, but processes that work together ({_SECTION}) do one thing at a time",
-            "false",
-            "set grpo.async_grpo.enabled=false",
-        )
     if config.policy.torch_compile:
         raise layers.refusal(
             "policy.torch_compile",

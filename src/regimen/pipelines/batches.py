@@ -28,7 +28,7 @@ from regimen.pipelines.batch import Batch
 from regimen.pipelines.datasets import Dataset
 from regimen.pipelines.processes import pooled
 from regimen.pipelines.scoring import dropped_episodes, score_episodes, varied_tasks, with_tokens
-from regimen.policy.ranks import current_ranks
+from regimen.policy.ranks import Ranks, current_ranks
 from regimen.tokens.forest import normalisers
 from regimen.tokens.template import Renderer
 
@@ -135,6 +135,7 @@ class Player:
     limits: Limits
     concurrency: int
     model_name: str
+    ranks: Ranks = field(default_factory=current_ranks)
     on_episode: Callable[[], None] = field(default=lambda: None)  # hears of each episode that ends
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
@@ -142,12 +143,11 @@ class Player:
 
         Of many processes each plays its share; all get the episodes of all, and the first writes them.
         """
-        ranks = current_ranks()
-        if ranks.size == 1:
+        if self.ranks.size == 1:
             return asyncio.run(self._play(tasks, repeats, seed, step, output))
-        share = tasks[ranks.rank :: ranks.size]
+        share = tasks[self.ranks.rank :: self.ranks.size]
         played = asyncio.run(self._play(share, repeats, seed, step, None, max_failure_rate=1.0))
-        return pooled(played, ranks, tasks, repeats, self.environment.name, output)
+        return pooled(played, self.ranks, tasks, repeats, self.environment.name, output)
 
     async def _play(
         self,

@@ -284,6 +284,7 @@ def _player(
         ),
         concurrency=concurrency,
         model_name=config.policy.model_name,
+        ranks=current_ranks().apart() if grpo.async_grpo.enabled else current_ranks(),
     )
 
 

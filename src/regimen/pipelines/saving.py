@@ -94,6 +94,7 @@ class Checkpointer:
 
         def write(folder: Path) -> None:
             write_weights(folder)
+            self.ranks.wait()  # the first process puts the folder there whole, so nothing may be in it before
             if state is not None:
                 write_shards(folder / SHARDS_FOLDER)
             if self.ranks.is_first:

@@ -73,6 +73,35 @@ def test_a_write_that_fails_in_the_thread_is_raised_at_the_next_step(tiny: Modul
     assert checkpoints(saver.run.path) == []
 
 
+class SecondOfTwo:
+    """`regimen.policy.ranks.Ranks` of a process that is not the first; notes when it waits for the other."""
+
+    is_first, group = False, None
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def apart(self) -> SecondOfTwo:
+        return self
+
+    def wait(self) -> None:
+        self.events.append("wait")
+
+
+def test_no_process_writes_shards_before_the_first_has_put_the_folder_there(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = checkpointer(tiny, tmp_path / "run", is_async=True)
+    events: list[str] = []
+    monkeypatch.setattr(saver, "ranks", SecondOfTwo(events))
+    monkeypatch.setattr(saver.policy, "saver", lambda: lambda _: events.append("weights"))
+    monkeypatch.setattr(saver.policy, "shards_saver", lambda _: lambda _: events.append("shards"))
+    saver.save(1, INFO, with_state=True)
+    saver.wait()
+    saver.close()
+    assert events == ["wait", "weights", "wait", "shards", "wait"]
+
+
 def test_one_checkpoint_after_the_other(tiny: ModuleType, tmp_path: Path) -> None:
     saver = checkpointer(tiny, tmp_path / "run", is_async=True, keep_top_k=1)
     for step, metric in ((1, 0.1), (2, 0.9), (3, 0.5)):
