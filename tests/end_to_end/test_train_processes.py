@@ -59,6 +59,18 @@ def test_two_processes_run_as_one(algorithm: str, tiny_folder: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_compiled_layers_in_shards_take_the_same_steps(tiny_folder: Path, tmp_path: Path) -> None:
+    path = written("sft", tiny_folder, tmp_path, "two", max_num_steps=3)
+    folders = [tmp_path / "two", tmp_path / "plain"]
+    for folder, is_compiled in zip(folders, ("true", "false"), strict=True):
+        more = [f"checkpointing.checkpoint_dir={folder}", f"logger.log_dir={folder}"]
+        compiled = [f"policy.torch_compile={is_compiled}", "policy.activation_checkpointing=true"]
+        code, _, stderr = finish(start(path, *TWO, *more, *compiled))
+        assert code == 0, stderr
+    same_figures(*folders)
+
+
+@pytest.mark.slow
 def test_two_processes_play_ahead_as_one(tiny_folder: Path, tmp_path: Path) -> None:
     path = written("grpo", tiny_folder, tmp_path, "two", max_num_steps=3, async_grpo={"enabled": True})
     code, _, stderr = finish(start(path, *TWO, "checkpointing.is_async=true"))

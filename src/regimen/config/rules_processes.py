@@ -39,12 +39,12 @@ def check_processes(config: TrainConfig, layers: Layers) -> None:
                 str(off[-1] or "null"),
                 f"set {_SECTION}.{name}={off[-1] or 'null'}",
             )
-    if config.policy.torch_compile:
+    if config.policy.torch_compile and section.tensor_parallel_size > 1:
         raise layers.refusal(
             "policy.torch_compile",
-            f"is true, but layers in shards ({_SECTION}) are not compiled in this build",
+            f"is true, but torch.compile does not take layers that are divided ({_SECTION}.tensor_parallel_size)",
             "false",
-            "set policy.torch_compile=false",
+            f"set policy.torch_compile=false, or {_SECTION}.tensor_parallel_size=1",
         )
     if section.sequence_parallel and section.tensor_parallel_size == 1:
         layers.notes.append(f"no effect here, as {_SECTION}.tensor_parallel_size is 1: {_SECTION}.sequence_parallel")

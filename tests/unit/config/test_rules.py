@@ -306,10 +306,11 @@ def test_ways_of_dividing_a_model_that_are_not_built_are_refused(override: str) 
     assert note in sft(key).notes
 
 
-def test_compiled_layers_and_shards_exclude_each_other() -> None:
+def test_compiled_layers_and_tensor_parallel_exclude_each_other() -> None:
     assert sft("policy.torch_compile=true").policy.torch_compile
-    with pytest.raises(ConfigError, match=r"policy.torch_compile.*layers in shards.*are not compiled"):
-        sft("policy.torch_compile=true", "policy.dtensor_cfg.enabled=true")
+    assert sft("policy.torch_compile=true", "policy.dtensor_cfg.enabled=true").policy.torch_compile
+    with pytest.raises(ConfigError, match=r"policy.torch_compile.*layers that are divided.*tensor_parallel_size"):
+        sft("policy.torch_compile=true", "policy.dtensor_cfg.enabled=true", "policy.dtensor_cfg.tensor_parallel_size=2")
 
 
 def test_sequence_parallel_alone_has_no_effect() -> None:
