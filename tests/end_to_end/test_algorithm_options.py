@@ -111,6 +111,19 @@ def test_reinforce_plus_plus_with_the_penalty_in_the_reward(tiny_folder: Path, t
     assert figures(tmp_path / "run", "train/kl_penalty") == [0.0, 0.0]  # not in the loss too
 
 
+def test_an_entropy_bonus_alone_makes_answers_more_various(tiny_folder: Path, tmp_path: Path) -> None:
+    """All rewards are equal, so that nothing else has a gradient, and every episode is computed all the same."""
+    values = {"grpo.max_num_steps": 4, "policy.optimizer.kwargs.lr": 1e-2, "policy.scheduler": None}
+    result = play(tiny_folder, tmp_path / "run", "Same", **{**values, "loss_fn.entropy_coefficient": 1.0})
+    entropies = figures(tmp_path / "run", "train/entropy")
+    assert entropies[-1] > entropies[0] + 0.01
+    assert result.losses == pytest.approx([-entropy for entropy in entropies], rel=1e-5)
+    assert min(figures(tmp_path / "run", "train/grad_norm")) > 0
+    result = play(tiny_folder, tmp_path / "measured", "Share", **{**values, "loss_fn.entropy_coefficient": 0.0})
+    assert figures(tmp_path / "measured", "train/entropy")[0] == pytest.approx(entropies[0], rel=0.05)
+    assert result.losses == play(tiny_folder, tmp_path / "plain", "Share", **values).losses
+
+
 def test_playing_ahead_trains_on_episodes_one_step_old(tiny_folder: Path, tmp_path: Path) -> None:
     values = {"grpo.max_num_steps": 3, "policy.optimizer.kwargs.lr": 1e-2, "policy.scheduler": None}
     ahead = {**values, "grpo.async_grpo.enabled": True}

@@ -156,7 +156,7 @@ class GRPO:
 
     def is_inert(self, advantage: float) -> bool:
         """Whether an episode of this advantage has no gradient, so that it is counted and not computed."""
-        return advantage == 0.0 and not self.needs_reference
+        return advantage == 0.0 and not self.needs_reference and not self.options.entropy_coefficient
 
     def loss(self, logprob: Tensor, batch: Supervision) -> LossOutput:
         """See `regimen.algorithms.losses.policy_gradient_loss`; on policy, `previous_logprob` is the current one."""

@@ -43,6 +43,7 @@ class PolicyGradientOptions:
     use_cispo: bool = False
     disable_ppo_ratio: bool = False
     length_normalizer: int | None = None
+    entropy_coefficient: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range and combinations in which an option would be ignored."""
@@ -56,6 +57,8 @@ class PolicyGradientOptions:
             _refuse("force_on_policy_ratio", True, "false, as disable_ppo_ratio is set")
         if self.length_normalizer is not None and (self.length_normalizer < 1 or not self.token_level_loss):
             _refuse("length_normalizer", self.length_normalizer, "at least 1, with token_level_loss: true; or null")
+        if self.entropy_coefficient is not None and self.entropy_coefficient < 0:
+            _refuse("entropy_coefficient", self.entropy_coefficient, "at least 0, or null")
         if self.use_cispo:
             self._check_cispo()
         self._check_truncation()
@@ -116,10 +119,11 @@ class PreferenceOptions:
 
 
 def policy_gradient_loss(logprob: Tensor, batch: Supervision, options: PolicyGradientOptions) -> LossOutput:
-    """Clipped policy gradient with a KL penalty: GRPO, DAPO, GSPO, CISPO, REINFORCE, by `options`.
+    """Clipped policy gradient with a KL penalty and an entropy bonus: GRPO, DAPO, GSPO, CISPO, REINFORCE, by `options`.
 
     With `force_on_policy_ratio` the policy before the step is the current one, and `previous_logprob` is not read; with
-    a penalty of 0 `reference_logprob` is not read.
+    a penalty of 0 `reference_logprob` is not read. Raises `PolicyError` where an `entropy_coefficient` is set and the
+    policy computed no entropy.
     """
     _require_trained(batch)
     logprob, batch = _without_masked(logprob, batch)
@@ -140,6 +144,13 @@ def policy_gradient_loss(logprob: Tensor, batch: Supervision, options: PolicyGra
     figures = _policy_gradient_figures(logprob.detach(), batch, ratio.detach(), clipped.detach(), options)
     figures["sampling_importance_ratio"] = _reduce(importance, batch, not options.sequence_level_importance_ratios)
     figures["kl_penalty"] = penalty
+    if options.entropy_coefficient is not None:
+        if batch.entropy is None:
+            raise PolicyError("the policy computed no entropy", where="loss_fn.entropy_coefficient")
+        if options.entropy_coefficient:
+            bonus = _reduce(batch.entropy, divided, options.token_level_loss)
+            loss = loss - options.entropy_coefficient * bonus
+        figures["entropy"] = _reduce(batch.entropy, batch, token_level=True)
     return LossOutput(loss, _to_floats(figures))
 
 
@@ -222,6 +233,7 @@ def _without_masked(logprob: Tensor, batch: Supervision) -> tuple[Tensor, Superv
         sampled_logprob=clean(batch.sampled_logprob),
         previous_logprob=clean(batch.previous_logprob),
         reference_logprob=clean(batch.reference_logprob),
+        entropy=None if batch.entropy is None else clean(batch.entropy),
     )
     return clean(logprob), cleaned
 

@@ -132,6 +132,7 @@ class LossConfig(Section):
     were sampled with; it is filled in at load, with type `tis` and an upper bound of 2 where no type is set.
     `use_kl_in_reward`: the KL penalty is taken from the reward of each token and not added to the loss (Reinforce++).
     `length_normalizer`: the loss is divided by sequences times this number in place of the trained tokens (Dr. GRPO).
+    `entropy_coefficient`: this times the policy's entropy is taken from the loss; 0 measures it alone, None neither.
     """
 
     reference_policy_kl_penalty: float = Field(default=0.01, ge=0)
@@ -153,3 +154,4 @@ class LossConfig(Section):
     use_cispo: bool = False
     disable_ppo_ratio: bool = False
     length_normalizer: int | None = Field(default=None, ge=1)
+    entropy_coefficient: float | None = Field(default=None, ge=0)

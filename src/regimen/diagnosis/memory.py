@@ -21,7 +21,8 @@ With P parameters (`shapes` has them, and the letters), held by `processes` of w
                  (D (3A + 2K)), 4 I of the MLP, and the log-sum-exp, 4 A bytes. With checkpointing 4 H bytes for
                  each layer, and one layer as above. Once: embedding and last norm 8 H + 4, rotary tables 8 D, ids 8
     vocabulary   (`chunked_logprobs`) a chunk of float32 logits, at most 256 MiB, twice in the forward pass; in the
-                 backward pass once, with its cast in bfloat16, and the head's gradient as a product and as their sum
+                 backward pass once, or twice with an entropy bonus, with its cast in bfloat16, and the head's gradient
+                 as a product and as their sum
 
 The phases of a run hold different parts, and the peak is the largest:
 
@@ -85,6 +86,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = "float32"
     moments: int = 2
     checkpointing: bool = False
+    entropy_bonus: bool = False
     reference: Literal["none", "before", "held"] = "none"
     generation: GenerationLoad | None = None
     saves_state: bool = True
@@ -209,10 +211,11 @@ class _Held:
         """The most that log-probabilities hold beside hidden states, in the forward or the backward pass."""
         chunk, head = self._chunk(targets), self.shape.words * self.shape.hidden
         is_cast = self.width == 2
+        slopes = chunk * (2 if self.work.entropy_bonus else 1) + (chunk // 2 if is_cast else 0)
         if self.work.lora is not None:  # the head is frozen, in the precision of the products
-            return 2 * chunk
-        backward = chunk + (chunk // 2 if is_cast else 0) + head * (4 + self.width)
-        return max(2 * chunk, backward) + (2 * head if is_cast and not self.work.is_sharded else 0)
+            return max(2 * chunk, slopes)
+        cast_head = 2 * head if is_cast and not self.work.is_sharded else 0
+        return max(2 * chunk, slopes + head * (4 + self.width)) + cast_head
 
     def _chunk(self, targets: int) -> int:
         return min(CHUNK_BYTES, 4 * targets * self.shape.words)

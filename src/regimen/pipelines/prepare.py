@@ -186,6 +186,7 @@ def load_policy(config: TrainConfig, *, train: bool) -> LocalPolicy:
         "activation_checkpointing": policy.activation_checkpointing,
         "torch_compile": policy.torch_compile,
         "trust_remote_code": policy.trust_remote_code,
+        "with_entropy": config.grpo is not None and config.loss_fn.entropy_coefficient is not None,
         "train": train,
         "lora": _lora(config) if train else None,
     }

@@ -72,6 +72,7 @@ def workload_of(
         precision=policy.precision,
         moments=_MOMENTS.get(policy.optimizer.name.rpartition(".")[2], 2),
         checkpointing=policy.activation_checkpointing,
+        entropy_bonus=config.grpo is not None and bool(config.loss_fn.entropy_coefficient),
         reference=_reference(config),
         generation=_generation(config, batches, processes),
         saves_state=config.checkpointing.save_optimizer,

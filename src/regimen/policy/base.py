@@ -37,6 +37,7 @@ class Supervision:
     num_trained: Tensor  # [S] number of trained tokens of the sequence
     valid_tokens: float  # sum of weight over the whole global batch
     valid_sequences: float  # sum of sample_mask over the whole global batch
+    entropy: Tensor | None = None  # [E] of the current policy, differentiable, in nats; None where it is not computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A Hugging Face decoder that takes forests: the forward pass that every policy backend shares.
 
-In: a causal language model, forests. Out: log-probabilities of a forest's entries, and the loss's side of it as
-tensors. A model that cannot take forests (`regimen.policy.layout`) gets each sequence as a row of its own.
+In: a causal language model, forests. Out: log-probabilities of a forest's entries, their entropies where asked for, and
+the loss's side of the forest as tensors. A model that cannot take forests (`regimen.policy.layout`) gets each sequence
+as a row of its own.
 Refuses: a model with dropout or other noise, one whose logits are capped or scaled.
 """
 
@@ -18,7 +19,7 @@ from regimen.errors import PolicyError
 from regimen.models import refuse_unsupported
 from regimen.policy.base import Supervision
 from regimen.policy.layout import forest_states, row_states, unroll, why_unrolled
-from regimen.policy.logprobs import selected_logprobs
+from regimen.policy.logprobs import chunked_logprobs_and_entropy, selected_logprobs
 from regimen.tokens.forest import Forest
 
 
@@ -37,8 +38,8 @@ class ForestDecoder(torch.nn.Module):
         self.causal_lm = model
         self.dtype, self.temperature, self.casts = dtype, temperature, casts
 
-    def forward(self, forest: Forest, device: torch.device) -> Tensor:
-        """Log-probabilities of the forest's entries, `[E]` float32."""
+    def forward(self, forest: Forest, device: torch.device, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the forest's entries, `[E]` float32, and entropies where they are asked for."""
         target, entry = np.unique(forest.target, return_inverse=True)
         with self._autocast(device):
             if self.unrolled is None:
@@ -49,14 +50,18 @@ class ForestDecoder(torch.nn.Module):
                 rows = unroll(forest, device)
                 hidden = row_states(self.causal_lm.base_model, rows)[rows.row, rows.column]
         head = self.causal_lm.get_output_embeddings()
-        logprob = selected_logprobs(
+        arguments = (
             hidden.to(self.dtype),
             head.weight.to(self.dtype),
             None if head.bias is None else head.bias.to(self.dtype),
             torch.from_numpy(forest.tokens[target]).to(device),
             self.temperature,
         )
-        return logprob[torch.from_numpy(entry).to(device)]
+        place = torch.from_numpy(entry).to(device)
+        if not with_entropy:
+            return selected_logprobs(*arguments)[place], None
+        logprob, entropy = chunked_logprobs_and_entropy(*arguments)
+        return logprob[place], entropy[place]
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self.dtype == torch.float32 or not self.casts:
@@ -69,7 +74,7 @@ def compute_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def supervision(forest: Forest, device: torch.device) -> Supervision:
+def supervision(forest: Forest, device: torch.device, entropy: Tensor | None = None) -> Supervision:
     """The loss's side of a forest, as tensors on `device`."""
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -88,6 +93,7 @@ def supervision(forest: Forest, device: torch.device) -> Supervision:
         num_trained=tensor(forest.num_trained),
         valid_tokens=forest.valid_tokens,
         valid_sequences=forest.valid_sequences,
+        entropy=entropy,
     )
 
 

@@ -73,7 +73,7 @@ class DTensorPolicy(LocalPolicy):
         found: dict[int, bytes] = {}
         with torch.no_grad():
             for index, forest in self._rounds(forests):
-                values = self._logprobs(forest)
+                values, _ = self._computed(forest)
                 if index is not None:
                     found[index] = values.cpu().numpy().tobytes()
         everything: dict[int, bytes] = {}
@@ -148,10 +148,10 @@ class DTensorPolicy(LocalPolicy):
         shard_decoder(decoder, sharding)
         return decoder, default_device()
 
-    def _logprobs(self, forest: Forest) -> Tensor:
+    def _computed(self, forest: Forest, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         if self.options.sequence_parallel:
             forest = _padded(forest, self.options.tensor_parallel_size)
-        return super()._logprobs(forest)
+        return super()._computed(forest, with_entropy)
 
     def _rounds(self, forests: Sequence[Forest]) -> Iterator[tuple[int | None, Forest]]:
         """This process's forests with their places; an idle one, without a place, where others still have some."""
@@ -163,11 +163,11 @@ class DTensorPolicy(LocalPolicy):
     def _accumulate(self, forests: Sequence[Forest], loss: Loss, *, backward: bool) -> tuple[float, dict[str, float]]:
         total, metrics = 0.0, dict[str, float]()
         for index, forest in self._rounds(forests):
-            logprob = self._logprobs(forest)
+            logprob, entropy = self._computed(forest, self.options.with_entropy)
             if index is None:
                 value = (logprob * 0).sum()
             else:
-                output = loss(logprob, supervision(forest, self.device))
+                output = loss(logprob, supervision(forest, self.device, entropy))
                 value = output.loss
                 total += float(value.detach())
                 for name, figure in output.metrics.items():

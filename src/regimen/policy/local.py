@@ -32,7 +32,10 @@ from regimen.tokens.forest import Forest
 
 @dataclass(frozen=True, slots=True)
 class LocalPolicyOptions:
-    """How to hold and train the model. `temperature` divides the logits, as the sampler does."""
+    """How to hold and train the model.
+
+    `temperature` divides the logits, as the sampler does. `with_entropy`: losses are given entropies too.
+    """
 
     precision: str = "bfloat16"
     temperature: float = 1.0
@@ -43,6 +46,7 @@ class LocalPolicyOptions:
     activation_checkpointing: bool = False
     torch_compile: bool = False
     trust_remote_code: bool = False
+    with_entropy: bool = False
     train: bool = True
     lora: LoraOptions | None = None
 
@@ -97,7 +101,7 @@ class LocalPolicy:
     def logprobs(self, forests: Sequence[Forest]) -> list[np.ndarray]:
         """Current log-probabilities of each forest's entries, `[E]` float32, without gradient."""
         with torch.no_grad():
-            return [self._logprobs(forest).cpu().numpy() for forest in forests]
+            return [self._computed(forest)[0].cpu().numpy() for forest in forests]
 
     def train_step(
         self,
@@ -242,7 +246,8 @@ class LocalPolicy:
     def _accumulate(self, forests: Sequence[Forest], loss: Loss, *, backward: bool) -> tuple[float, dict[str, float]]:
         total, metrics = 0.0, dict[str, float]()
         for forest in forests:
-            output = loss(self._logprobs(forest), supervision(forest, self.device))
+            logprob, entropy = self._computed(forest, self.options.with_entropy)
+            output = loss(logprob, supervision(forest, self.device, entropy))
             if backward:
                 output.loss.backward()
             total += float(output.loss.detach())
@@ -250,8 +255,9 @@ class LocalPolicy:
                 metrics[name] = metrics.get(name, 0.0) + value
         return total, metrics
 
-    def _logprobs(self, forest: Forest) -> Tensor:
-        return self.decoder(forest, self.device)
+    def _computed(self, forest: Forest, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies of a forest's entries."""
+        return self.decoder(forest, self.device, with_entropy)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -739,6 +739,50 @@ def test_preference_options_that_say_nothing_are_refused(options: dict[str, Any]
         PreferenceOptions(**options)
 
 
+# --- entropy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1.0 + 2.0 + 6.0) / 3),
+        ({"token_level_loss": False}, ((1.0 + 2.0) / 2 + 6.0) / 2),
+        ({"length_normalizer": 4}, (1.0 + 2.0 + 6.0) / (2 * 4)),
+    ],
+)
+def test_the_entropy_is_taken_from_the_loss(options: dict[str, Any], expected: float) -> None:
+    """Entropies 1 and 2 of one row, 6 of another, NaN of a masked one; nothing but them in the loss."""
+    rows = [Row([-1.0, -2.0]), Row([-3.0]), Row([-1.0], mask=0.0)]
+    logprob, batch = build(rows)
+    entropy = torch.tensor([1.0, 2.0, 6.0, float("nan")], requires_grad=True)
+    batch = replace(batch, entropy=entropy)
+    chosen = PolicyGradientOptions(reference_policy_kl_penalty=0.0, entropy_coefficient=0.1, **options)
+    output = policy_gradient_loss(logprob, batch, chosen)
+    assert output.loss.item() == pytest.approx(-0.1 * expected)
+    assert output.metrics["entropy"] == pytest.approx(3.0)  # figures stay means over tokens
+    output.loss.backward()
+    assert entropy.grad is not None
+    assert float(entropy.grad @ torch.tensor([1.0, 2.0, 6.0, 0.0])) == pytest.approx(-0.1 * expected)
+    assert entropy.grad[3] == 0
+
+
+def test_an_entropy_that_is_only_measured_changes_nothing() -> None:
+    rows = random_rows(3)
+    logprob, batch = build(rows)
+    batch = replace(batch, entropy=torch.rand_like(logprob))
+    measured = policy_gradient_loss(logprob, batch, PolicyGradientOptions(entropy_coefficient=0.0))
+    assert measured.loss == policy_gradient_loss(logprob, batch, PolicyGradientOptions()).loss
+    assert 0 < measured.metrics["entropy"] < 1
+
+
+def test_an_entropy_that_is_not_there_or_cannot_be_is_refused() -> None:
+    logprob, batch = build([Row([-1.0])])
+    with pytest.raises(PolicyError, match=r"loss_fn.entropy_coefficient: the policy computed no entropy"):
+        policy_gradient_loss(logprob, batch, PolicyGradientOptions(entropy_coefficient=0.0))
+    with pytest.raises(ConfigError, match="entropy_coefficient"):
+        PolicyGradientOptions(entropy_coefficient=-0.1)
+
+
 # --- a constant length ------------------------------------------------------------------------------------------
 
 

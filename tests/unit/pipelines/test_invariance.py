@@ -83,6 +83,7 @@ LOSSES: dict[str, Loss] = {
     "grpo": policy_gradient(**TIS, ratio_clip_c=3.0),
     "dr_grpo": policy_gradient(length_normalizer=8),
     "gspo": policy_gradient(sequence_level_importance_ratios=True, token_level_loss=False, **TIS),
+    "entropy": policy_gradient(entropy_coefficient=0.5),
     "cispo": policy_gradient(use_cispo=True, reference_policy_kl_penalty=0.0),
     "reinforce": policy_gradient(disable_ppo_ratio=True, reference_policy_kl_type="k2"),
     "dpo": preference(sft_loss_weight=0.3),
@@ -92,7 +93,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def policy_of(tiny: ModuleType) -> LocalPolicy:
-    return LocalPolicy(tiny.tiny_model(), LocalPolicyOptions(precision="float32"))
+    return LocalPolicy(tiny.tiny_model(), LocalPolicyOptions(precision="float32", with_entropy=True))
 
 
 def gradient(model: Any) -> Tensor:
@@ -115,9 +116,12 @@ def by_padded_rows(tiny: ModuleType, loss: Callable[[Tensor, Supervision], LossO
     ids = torch.tensor([[*s.ids, *[0] * (length - len(s.ids))] for s in everything])
     mask = torch.tensor([[1] * len(s.ids) + [0] * (length - len(s.ids)) for s in everything])
     every = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
-    every = every.gather(2, ids[:, 1:, None])[..., 0]
-    logprob = torch.cat([every[row, s.trained_positions() - 1] for row, s in enumerate(everything)])
-    output = loss(logprob, supervision(build_forest(everything, share=False), torch.device("cpu")))
+    entropies, every = -(every.exp() * every).sum(-1), every.gather(2, ids[:, 1:, None])[..., 0]
+    logprob, entropy = (
+        torch.cat([values[row, s.trained_positions() - 1] for row, s in enumerate(everything)])
+        for values in (every, entropies)
+    )
+    output = loss(logprob, supervision(build_forest(everything, share=False), torch.device("cpu"), entropy))
     output.loss.backward()
     total = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as the policy does before its step
     assert total > 0

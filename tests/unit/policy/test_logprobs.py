@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from regimen.policy import logprobs
-from regimen.policy.logprobs import chunked_logprobs
+from regimen.policy.logprobs import chunked_logprobs, chunked_logprobs_and_entropy
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 37
 
@@ -44,6 +46,35 @@ def test_values_and_gradients(rows_per_chunk: int, temperature: float, with_bias
     gradients = torch.autograd.grad(found, leaves, upstream)
     for got, wanted in zip(gradients, torch.autograd.grad(expected, leaves, upstream), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("of", ["entropy", "both"])
+def test_entropy_and_its_gradients(rows_per_chunk: int, temperature: float, with_bias: bool, of: str) -> None:
+    tensors = inputs(with_bias)
+    hidden, head, bias, _ = tensors
+    upstream = torch.linspace(2, -1, ROWS), torch.linspace(-1, 2, ROWS)
+    found = chunked_logprobs_and_entropy(*tensors, temperature)
+    logits = torch.nn.functional.linear(hidden, head, bias) / temperature
+    expected = plain(*tensors, temperature), torch.distributions.Categorical(logits=logits).entropy()
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    first = 0 if of == "both" else 1
+    leaves = [tensor for tensor in tensors[:3] if tensor is not None]
+    gradients = torch.autograd.grad(found[first:], leaves, upstream[first:])
+    for got, wanted in zip(gradients, torch.autograd.grad(expected[first:], leaves, upstream[first:]), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_the_entropy_of_even_odds() -> None:
+    """Four words, all as likely: log 4; the gradient of a maximum is 0."""
+    hidden = torch.zeros(2, WIDTH, requires_grad=True)
+    _, entropy = chunked_logprobs_and_entropy(hidden, torch.ones(4, WIDTH), None, torch.tensor([0, 3]))
+    torch.testing.assert_close(entropy, torch.full((2,), math.log(4)))
+    entropy.sum().backward()
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, torch.zeros_like(hidden))
 
 
 def test_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ OWN_OPTIONS: dict[str, Any] = {
     "dpo.cache_reference_logprobs": True,
     "grpo.max_steps_without_variance": 20,
     "loss_fn.length_normalizer": None,
+    "loss_fn.entropy_coefficient": None,
 }
 
 
