@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from training_processes import finish, start
 
 from regimen.config.load import load_train_config
 from regimen.errors import ConfigError, GymError
@@ -84,6 +85,26 @@ def test_seeds_are_of_the_run_not_of_the_agents(gym: tuple[str, int], tiny_folde
         (tmp_path / name).mkdir()
         losses.append(train(load_train_config(tree(tiny_folder, tmp_path / name, *gym, val_period=0))).losses)
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)  # batches depend on what arrives when, samples do not
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_what_the_first_lets_the_gym_play(
+    gym: tuple[str, int], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    losses = train(load_train_config(tree(tiny_folder, folders[0], *gym, val_period=1))).losses
+    config = folders[1] / "config.json"
+    config.write_text(json.dumps(tree(tiny_folder, folders[1], *gym, val_period=1)))
+    code, stdout, stderr = finish(start(str(config), "policy.dtensor_cfg.enabled=true", "cluster.num_processes=2"))
+    assert (code, stdout.count("done: 2 steps")) == (0, 1), stderr
+    assert tiny_runs.column(folders[1] / "run", "train/loss") == pytest.approx(losses, abs=1e-4)
+    for step in (1, 2):
+        played = [rows_of(folder / "run" / "rollouts" / f"step_{step}.jsonl") for folder in folders]
+        assert len(played[0]) == len(played[1]) == 6
+        assert {row["regimen"]["weight_version"] for row in played[1]} == {step - 1}
+    assert len(tiny_runs.column(folders[1] / "run", "validation/reward")) == 2
 
 
 @pytest.mark.slow

@@ -99,10 +99,6 @@ def check_nemo_gym(config: TrainConfig, layers: Layers) -> None:
             f"{PATH}.head_server_url, the head server of a gym that runs",
             f"start it: {start_command(config)} and set {PATH}.head_server_url=http://127.0.0.1:11000",
         )
-    if config.policy.dtensor_cfg.enabled:
-        raise layers.refusal(
-            "policy.dtensor_cfg.enabled", f"is true, but one process serves the model to {PATH}", "false"
-        )
     layers.notes.append("no effect here, as the gym's agents bound their turns: grpo.max_rollout_turns")
 
 

@@ -1,7 +1,8 @@
 """A running NeMo Gym in the training loop: its agents play the episodes, this process serves the model that is trained.
 
 In: the configuration, a generation, a renderer. Out: what `EpisodeBatches` plays with. The server stands on a thread of
-its own with a token; between plays its requests wait, and every answer says which weights made it.
+its own with a token; between plays its requests wait, and every answer says which weights made it. Of many processes
+the first one serves and plays, and all get its episodes.
 Refuses: a gym that does not answer, agents it does not have, a server without a token; as failed episodes: those
 without token ids, or with ids that this process did not sample.
 """
@@ -28,8 +29,10 @@ from regimen.gym.environment import Task
 from regimen.gym.nemo_gym import GymAgent, find_agent
 from regimen.gym.protocol import failure_fields, is_failure
 from regimen.pipelines.collect import GYM_KEY_VARIABLE
+from regimen.pipelines.processes import pooled
 from regimen.pipelines.serve import vocabulary_size
 from regimen.pipelines.tasks import tasks_of_gym
+from regimen.policy.ranks import Ranks
 from regimen.rollouts.outcomes import Outcome
 from regimen.rollouts.turns import turns_of
 from regimen.serving.engine import Engine, Served, TextRenderer
@@ -145,20 +148,52 @@ class GymServer:
         await self._serving
 
 
+class WithoutGym:
+    """The player of a process that is not the first: it gets the first one's episodes."""
+
+    def __init__(self, sampling: Sampling, concurrency: int, ranks: Ranks) -> None:
+        self.sampling, self.concurrency, self.ranks = sampling, concurrency, ranks
+        self.on_episode: Callable[[], None] = lambda: None
+
+    def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:  # noqa: ARG002
+        """The episodes that the first process plays meanwhile."""
+        return pooled(Collection(rows=[], failures=[]), self.ranks, tasks, repeats, NAME, None)
+
+    def update(self, version: int, named_tensors: Any) -> None:  # noqa: ARG002
+        """Take part in the gathering of weights."""
+        for _ in named_tensors:
+            pass
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class GymPlayer:
     """Plays tasks by the gym's agents; see `regimen.pipelines.batches.EpisodePlayer`."""
 
-    def __init__(self, server: GymServer, sampling: Sampling, concurrency: int, model_name: str, agent: str | None):
+    def __init__(
+        self,
+        server: GymServer,
+        sampling: Sampling,
+        concurrency: int,
+        model_name: str,
+        agent: str | None,
+        ranks: Ranks,
+    ) -> None:
         self.server = server
         self.sampling = sampling
         self.concurrency = concurrency
         self.model_name = model_name
         self.agent = agent
+        self.ranks = ranks
         self.on_episode: Callable[[], None] = lambda: None
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
         """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
-        return self.server.run(self._play(tasks, repeats, seed, step, output))
+        played = self.server.run(self._play(tasks, repeats, seed, step, output))
+        if self.ranks.size == 1:
+            return played
+        return pooled(played, self.ranks, tasks, repeats, NAME, None)  # the file is written already
 
     async def _play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
         engine = self.server.engine
@@ -238,6 +273,7 @@ def gym_player(
     sampling: Sampling,
     concurrency: int,
     tasks: list[Task],
+    ranks: Ranks,
 ) -> GymPlayer:
     """The player of a configuration whose tasks a gym plays; its model is served from here on."""
     section = nemo_gym_of(config)
@@ -270,7 +306,7 @@ def gym_player(
     except BaseException:
         server.close()
         raise
-    return GymPlayer(server, sampling, concurrency, name, section.agent)
+    return GymPlayer(server, sampling, concurrency, name, section.agent, ranks)
 
 
 def _agents(tasks: list[Task], section: NemoGymConfig) -> list[str]:

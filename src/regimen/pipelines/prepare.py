@@ -258,7 +258,6 @@ def _player(
     generation, grpo = config.policy.generation, config.grpo
     assert generation is not None
     assert grpo is not None
-    backend = load_generation(config, generation)
     stops = (*renderer.stop_ids, *(generation.stop_token_ids or ()))
     sampling = Sampling(
         temperature=generation.temperature,
@@ -269,13 +268,18 @@ def _player(
     )
     # One at a time, no tool that answers late can regroup the batches of the engine.
     concurrency = 1 if config.run.deterministic else config.episodes_per_step
+    # Episodes that are played ahead are exchanged by another thread than the one that trains.
+    ranks = current_ranks().apart() if grpo.async_grpo.enabled else current_ranks()
     if environment is None:
-        from regimen.pipelines.nemo_gym import gym_player  # a server, which other runs do without
+        from regimen.pipelines.nemo_gym import WithoutGym, gym_player  # a server, which other runs do without
 
-        return gym_player(config, backend, renderer, sampling, concurrency, tasks)
+        if not ranks.is_first:
+            return WithoutGym(sampling, concurrency, ranks)
+        backend = load_generation(config, generation)
+        return gym_player(config, backend, renderer, sampling, concurrency, tasks, ranks)
     return Player(
         environment=environment,
-        generation=backend,
+        generation=load_generation(config, generation),
         renderer=renderer,
         sampling=sampling,
         limits=Limits(
@@ -285,7 +289,7 @@ def _player(
         ),
         concurrency=concurrency,
         model_name=config.policy.model_name,
-        ranks=current_ranks().apart() if grpo.async_grpo.enabled else current_ranks(),
+        ranks=ranks,
     )
 
 

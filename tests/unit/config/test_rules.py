@@ -40,7 +40,6 @@ def test_a_gym_in_the_loop_must_run():
     [
         ([*RUNNING, "env.nemo_gym.head_server_ulr=x"], "head_server_ulr.*did you mean head_server_url"),
         ([*RUNNING, "env.nemo_gym.model_server_port=eighty"], "model_server_port.*integer"),
-        ([*RUNNING, "policy.dtensor_cfg.enabled=true"], "one process serves the model"),
         ([*ENVIRONMENT, "grpo.val_period=0", "env.nemo_gym.head_server_url=x"], "no data names it"),
         ([*GYM, "data.train.env_name=nemo_gym"], r"there is no env\.nemo_gym"),
         ([*GYM, "env.should_use_nemo_gym=true"], r"there is no env\.nemo_gym"),
