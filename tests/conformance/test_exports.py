@@ -424,6 +424,36 @@ def test_gym_tasks_arrive_whole(exported: dict[str, Any]) -> None:
     assert exported["env"] == {"should_use_nemo_gym": True, "nemo_gym": {"config_paths": config_paths}}
 
 
+def test_a_mixture_of_gym_tasks_arrives_in_turn(tmp_path: Path) -> None:
+    """Each agent's tasks keep their order, of each four tasks three are of the first one, and every key is known."""
+
+    def of(agent: str) -> Any:
+        return lambda index: {**task_row(index), "agent_ref": {"type": "responses_api_agents", "name": agent}}
+
+    tree = source(tmp_path, "gym")
+    tree["data"]["train"] = [
+        {
+            "dataset_name": "NemoGymDataset",
+            "data_path": write_rows(tmp_path / "rows" / f"{agent}.jsonl", of(agent), 12),
+            "weight": weight,
+        }
+        for agent, weight in (("sums_agent", 3), ("words_agent", 1))
+    ]
+    export("nemo-rl", tree, tmp_path / "out")
+    config = load_nemo_rl(tmp_path / "out" / "config.yaml")
+    assert undeclared(config, "grpo") == []
+    rows = [row["extra_env_info"] for row in load_data(config["data"]["train"])]
+    by_agent = {
+        agent: [row for row in rows if row["agent_ref"]["name"] == agent] for agent in ("sums_agent", "words_agent")
+    }
+    assert by_agent == {
+        agent: [of(agent)(index) for index in range(n)] for agent, n in (("sums_agent", 12), ("words_agent", 4))
+    }
+    for start in range(0, 16, 4):
+        assert sum(row["agent_ref"]["name"] == "sums_agent" for row in rows[start : start + 4]) == 3
+    assert len(rows) % config["grpo"]["num_prompts_per_step"] == 0
+
+
 def test_a_checkout_is_inherited_and_says_the_same(tmp_path: Path, kind: str) -> None:
     """The example of a checkout holds the example's values and its demonstration; all that matters is set over it."""
     algorithm = ROWS[kind][0]

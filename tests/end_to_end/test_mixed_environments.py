@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,29 @@ def test_rows_and_figures_are_of_each_environment(tiny_folder: Path, tmp_path: P
     assert mixed_steps >= 1
     assert counted == 12 * mixed_steps  # 4 prompts, 3 episodes each
     assert sum(result.ledger.values()) == 24
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert ledger == {"episodes": result.ledger, "environments": result.environments}
+    played = Counter(
+        json.loads(line)["_ng_environment_server"]
+        for step in (1, 2)
+        for line in (tmp_path / "run" / "rollouts" / f"step_{step}.jsonl").read_text().splitlines()
+    )
+    assert {name: sum(buckets.values()) for name, buckets in result.environments.items()} == played
+    assert "\n  of often: " in str(result)
+
+
+def test_a_resumed_run_has_the_ledger_of_one_that_was_not_stopped(tiny_folder: Path, tmp_path: Path) -> None:
+    whole = run(mixed(tiny_folder, tmp_path))
+    half = mixed(tiny_folder, tmp_path)
+    half["checkpointing"] |= {"checkpoint_dir": str(tmp_path / "half")}
+    half["logger"] = {**half.get("logger", {}), "log_dir": str(tmp_path / "half")}
+    half["grpo"] |= {"max_num_steps": 1}
+    run(half)
+    half["grpo"] |= {"max_num_steps": 2}
+    resumed = run(half, resume=True)
+    assert (resumed.ledger, resumed.environments) == (whole.ledger, whole.environments)
+    read = [json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("run", "half")]
+    assert read[0] == read[1]
 
 
 def test_components_of_a_reward_function_reach_gdpo(tiny_folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from regimen.config.schema import EvaluateConfig
 from regimen.errors import UsageError
 from regimen.evaluation.compare import comparison_text
 from regimen.evaluation.metrics import usual_ks
-from regimen.evaluation.report import terminal_table, warnings_of
+from regimen.evaluation.report import environment_tables, terminal_table, warnings_of
 from regimen.pipelines.evaluate import PASS_THRESHOLD, Evaluation, evaluate_rollouts
 from regimen.pipelines.evaluate import evaluate as evaluate_models
 
@@ -159,9 +159,8 @@ def _refuse(options: Mapping[str, Any], where: str) -> None:
 def print_evaluation(evaluation: Evaluation, output: Path | None, console: Console) -> None:
     """The table, each paired difference in a sentence, the warnings, and where the files are."""
     console.print(terminal_table(evaluation.models))
-    for name, models in evaluation.environments.items():
-        console.print(f"in the environment {escape(name)}:", highlight=False)
-        console.print(terminal_table(models))
+    for table in environment_tables(evaluation.environments):
+        console.print(table)
     for comparison in [model.comparison for model in evaluation.models if model.comparison]:
         sentence = f"{comparison.label} against {comparison.against}: {comparison_text(comparison)}"
         console.print(escape(f"{sentence}: {comparison.verdict}"), highlight=False, soft_wrap=True)

@@ -85,11 +85,15 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportData(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything on the page, in the order in which it stands there."""
+    """Everything on the page, in the order in which it stands there.
+
+    `environments`: the models on the tasks of each environment, where there are several.
+    """
 
     title: str
     summary: str = ""
     models: list[ModelResult] = []
+    environments: dict[str, list[ModelResult]] = {}
     curves: list[Curve] = []
     stages: list[StageTime] = []
     ledgers: list[LedgerTable] = []

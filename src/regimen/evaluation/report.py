@@ -7,13 +7,14 @@ rich table. Refuses to replace a page unless asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import jinja2
 from markupsafe import Markup
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from regimen.errors import RunError, UsageError
@@ -46,6 +47,7 @@ def render_html(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         ks=known_ks(data.models),
+        environment_ks=sorted({1, *known_ks([model for models in data.environments.values() for model in models])}),
         intervals=_interval_chart(data.models),
         curves=[(curve.title, [series.name for series in curve.series], line_chart(curve)) for curve in data.curves],
         metric_names=sorted({name for model in data.models for name in model.score.metrics}),
@@ -71,10 +73,17 @@ def write_report(data: ReportData, path: Path, *, overwrite: bool = False) -> Pa
     return path
 
 
-def terminal_table(models: Sequence[ModelResult], title: str | None = None) -> Table:
+def environment_tables(environments: Mapping[str, Sequence[ModelResult]]) -> list[Table]:
+    """The table of models for the tasks of each environment. Of pass@k it has the pass rate, pass@1."""
+    return [terminal_table(models, escape(f"environment {name}"), ks=[1]) for name, models in environments.items()]
+
+
+def terminal_table(
+    models: Sequence[ModelResult], title: str | None = None, *, ks: Sequence[int] | None = None
+) -> Table:
     """The table of models for a terminal of 80 columns; only the models' names may be broken."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    ks = known_ks(models)
+    ks = known_ks(models) if ks is None else ks
     is_compared = any(model.comparison for model in models)
     table.add_column("model", overflow="fold", min_width=14)
     names = ["tasks", "mean reward\n[95%]", *(f"pass@{k}" for k in ks), "truncated\n/ failed"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,10 @@ from regimen.generation.base import Generation, Sampling
 from regimen.gym.agent import Limits
 from regimen.gym.collect import MAX_FAILURE_RATE, Collection, collect_rollouts
 from regimen.gym.environment import Environment, Task
-from regimen.pipelines.batch import Batch
+from regimen.pipelines.batch import Batch, EpisodeLedger, add_episodes, in_total
 from regimen.pipelines.datasets import Dataset
 from regimen.pipelines.processes import pooled
-from regimen.pipelines.scoring import dropped_episodes, score_episodes, varied_tasks, with_tokens
+from regimen.pipelines.scoring import check_episodes, dropped_episodes, score_episodes, varied_tasks, with_tokens
 from regimen.policy.ranks import Ranks, current_ranks
 from regimen.tokens.forest import normalisers
 from regimen.tokens.template import Renderer
@@ -253,11 +252,12 @@ class EpisodeBatches(_AtOnce):
         wanted, limit = self.grpo.num_prompts_per_step, self.grpo.dynamic_sampling_max_gen_batches
         kept: list[int] = []
         rows, failures, rewards = list[dict[str, Any]](), list[dict[str, Any]](), list[float]()
-        dropped: Counter[str] = Counter()
+        everything, dropped = list[dict[str, Any]](), EpisodeLedger()
         attempt = 0
         for attempt, tasks in enumerate(self.order.draws(step), 1):
             played = self._play(tasks, step, attempt)
-            rewards += [row["reward"] for row in with_tokens(played.rows, Counter())[0]]
+            everything += [*played.rows, *played.failures]
+            rewards += [row["reward"] for row in with_tokens(played.rows, {})[0]]
             varied = varied_tasks(self.algorithm, played.rows)
             chosen = [task.index for task in tasks if task.index in varied]
             room = wanted - len(kept)
@@ -268,20 +268,20 @@ class EpisodeBatches(_AtOnce):
                     rows += of_group[0]
                     failures += of_group[1]
                 else:
-                    dropped += dropped_episodes(
-                        *of_group, "dropped_surplus" if group in varied else "dropped_zero_variance"
-                    )
+                    bucket = "dropped_surplus" if group in varied else "dropped_zero_variance"
+                    add_episodes(dropped, dropped_episodes(*of_group, bucket))
             if len(kept) == wanted or attempt == limit:
                 break
         if len(kept) < wanted:
             raise _too_few_groups(len(kept), wanted, attempt, attempt < limit)
         batch = self.of_rows(rows, failures, kept)
-        batch.ledger.update(dropped)
+        add_episodes(batch.episodes, dropped)
+        check_episodes(batch.episodes, everything)
         batch.metrics |= {
             "reward": float(np.mean(rewards)),
             "filtered_reward": batch.metrics["reward"],
             "dynamic_sampling_num_gen_batches": float(attempt),
-            "dynamic_sampling_num_discarded_valid_samples": float(dropped["dropped_surplus"]),
+            "dynamic_sampling_num_discarded_valid_samples": float(in_total(dropped)["dropped_surplus"]),
         }
         return batch
 

@@ -13,6 +13,7 @@ import asyncio
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,8 +260,22 @@ def results_by_environment(
             label: [rollout for rollout in rollouts if (rollout.environment or "") == name]
             for label, rollouts in sides.items()
         }
-        found[name] = results_of(own, has_base, ks, threshold)
+        found[name] = _results_of_one(own, has_base, ks, threshold)
     return found
+
+
+def _results_of_one(
+    own: Mapping[str, Sequence[Rollout]], has_base: bool, ks: Sequence[int], threshold: float
+) -> list[ModelResult]:
+    """The results on one environment of several: with the pass rate (pass@1), and without what its failures forbid.
+
+    Failed episodes may leave it too few repeats for a k, or no task that is scored on both sides.
+    """
+    scored = [Counter(found.task_id for found in rollouts if found.reward is not None) for rollouts in own.values()]
+    most = min(max(counts.values(), default=0) for counts in scored)
+    is_comparable = all(scored[0].keys() & counts.keys() for counts in scored)
+    possible = [k for k in sorted({1, *ks}) if k <= most] if ks else ks
+    return results_of(own, has_base and is_comparable, possible, threshold)
 
 
 def write_evaluation(evaluation: Evaluation, sides: Mapping[str, Sequence[Rollout]], output: Path) -> None:
@@ -271,6 +286,7 @@ def write_evaluation(evaluation: Evaluation, sides: Mapping[str, Sequence[Rollou
     data = ReportData(
         title=f"Evaluation of {evaluation.score.label}",
         models=evaluation.models,
+        environments=evaluation.environments,
         stages=stages,
         examples=examples_of(sides),
         facts=facts,

@@ -25,7 +25,8 @@ from regimen.config.source import Source, Tree, find_source, lookup, read_source
 from regimen.convert.export.manifest import ExportManifest, describe, is_export, write_export_manifest
 from regimen.convert.export.request import ExportRequest
 from regimen.convert.folder import folder_written_whole
-from regimen.errors import ConfigError, UsageError
+from regimen.errors import UsageError
+from regimen.gym.mixture import in_turn
 from regimen.pipelines.tasks import environment_of, tasks_of_dataset
 from regimen.registry import resolve
 from regimen.tokens.template import template_text
@@ -44,7 +45,6 @@ def export(
     exporter = resolve("export", target)
     given, notes = _given(source, overrides)
     config = load_train_config(source, [*overrides, *_runnable(given)])
-    _refuse_mixtures(config)
     out = Path(out).absolute()
     place = _place(out, overwrite)
     with folder_written_whole(place, overwrite=False) as folder:
@@ -54,6 +54,7 @@ def export(
             folder=folder,
             home=out,
             tasks_of=partial(_tasks_of, config),
+            turns=in_turn,
             chat_template=template_text(config.policy.tokenizer.template),
             checkout=None if checkout is None else Path(checkout),
             notes=notes,
@@ -66,17 +67,6 @@ def export(
         shutil.rmtree(out)
         place.rename(out)
     return manifest
-
-
-def _refuse_mixtures(config: TrainConfig) -> None:
-    for name in ("train", "validation"):
-        entry = config.data.train if name == "train" else config.data.validation
-        if entry is not None and entry.parts is not None:
-            raise ConfigError(
-                f"mixes {len(entry.parts)} data sets, and an export is of one",
-                where=f"data.{name}",
-                fix="put their rows into one file, or export each by itself",
-            )
 
 
 def _given(source: Source, overrides: Sequence[str]) -> tuple[Tree, list[str]]:

@@ -377,5 +377,6 @@ def _as_json(result: IterateResult) -> str:
         "model": str(result.model),
         "rounds": result.rounds,
         "final": evaluation.models if evaluation else [],
+        "environments": evaluation.environments if evaluation else {},
     }
     return msgspec.json.format(msgspec.json.encode(record)).decode() + "\n"

@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from regimen.evaluation.records import Curve, LedgerTable, ReportData, Series, StageTime, examples_of
-from regimen.evaluation.report import difference_text, number_text, terminal_table, write_report
+from regimen.evaluation.report import (
+    difference_text,
+    environment_tables,
+    number_text,
+    terminal_table,
+    write_report,
+)
 from regimen.pipelines.evaluate import Evaluation, read_side
 from regimen.pipelines.run import versions
 
@@ -45,6 +51,8 @@ def rounds_table(rounds: Sequence[Round], evaluation: Evaluation | None) -> str:
         console.print(table)
         if evaluation is not None:
             console.print(terminal_table(evaluation.models, title="final tasks, played once"))
+            for by_environment in environment_tables(evaluation.environments):
+                console.print(by_environment)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
@@ -81,6 +89,7 @@ def write_loop_report(
         title=f"Loop of {len(rounds)} rounds",
         summary=" ".join(_sentence(done) for done in rounds),
         models=evaluation.models,
+        environments=evaluation.environments,
         curves=_curves(rounds),
         stages=[*stages, StageTime(name="final evaluation", seconds=seconds)],
         ledgers=[table for done in rounds for table in _ledgers(done)],

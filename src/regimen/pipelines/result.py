@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class TrainResult:
-    """What a run left: its folder, the model to use, the steps done, the last metrics, the ledger of the whole run."""
+    """What a run left: its folder, the model to use, the steps done, the last metrics, the ledger of the whole run.
+
+    `environments`: the ledger of the episodes of each environment.
+    """
 
     folder: Path
     model: Path | None
@@ -18,6 +21,7 @@ class TrainResult:
     stopped: bool = False
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    environments: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         state = "stopped by a signal; continue with --resume" if self.stopped else "done"
@@ -26,6 +30,11 @@ class TrainResult:
             for name in ("train/loss", "train/reward", "validation/loss", "validation/reward")
             if name in self.metrics
         )
-        ledger = ", ".join(f"{count} {name}" for name, count in sorted(self.ledger.items()))
-        lines = [f"{state}: {self.num_steps} steps in {self.seconds:.0f} s; {figures}", f"rows: {ledger or 'none'}"]
+        lines = [f"{state}: {self.num_steps} steps in {self.seconds:.0f} s; {figures}", f"rows: {_told(self.ledger)}"]
+        if len(self.environments) > 1:
+            lines += [f"  of {name}: {_told(buckets)}" for name, buckets in self.environments.items()]
         return "\n".join([*lines, f"model: {self.model}" if self.model else f"folder: {self.folder}"])
+
+
+def _told(ledger: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(ledger.items())) or "none"

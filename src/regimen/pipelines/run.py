@@ -2,7 +2,7 @@
 
     config.yaml      the resolved configuration            versions.json    Python, packages, git revision
     inputs.json      digests of data files and model, fingerprints of tokenizer and chat template
-    ledger.json      what each row and token became        changes.jsonl    what differed when it was resumed
+    ledger.json      what became of rows, tokens, episodes changes.jsonl    what differed when it was resumed
     metrics.jsonl    one line per step                     rollouts/        each step's episodes (GRPO)
     samples.jsonl    a few episodes of each validation     failures/        a batch, or stacks, that stopped the run
     step_N/          a Hugging Face model folder with training_info.json; the latest also with its training state
@@ -45,6 +45,7 @@ from regimen.policy.durable import rename_durably, sync_folder
 from regimen.rank import is_first_process
 
 INFO_FILE = "training_info.json"
+LEDGER_FILE = "ledger.json"
 STATE_FILE = "training_state.safetensors"
 SHARDS_FOLDER = "training_state"  # what many processes hold, each its own
 _PACKAGES = ("regimen-rl", "torch", "transformers", "numpy", "msgspec", "pydantic")

@@ -42,7 +42,7 @@ class Checkpointer:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, info: dict[str, Any], *, with_state: bool) -> None:
-        """Write the checkpoint of `step`; `info` goes into training_info.json, its ledger and metrics are restored."""
+        """Write the checkpoint of `step`; `info` goes into training_info.json, its ledgers and metrics are restored."""
         self.wait()
         write = self._writer(info, with_state)
         self.saved_step = step
@@ -85,7 +85,7 @@ class Checkpointer:
         write_weights, write_shards = self.policy.save, self.policy.save_shards
         state: dict[str, Any] | None = None
         if with_state:
-            kept = {name: info[name] for name in ("ledger", "metrics")}
+            kept = {name: info[name] for name in ("ledger", "environments", "metrics")}
             state = {"policy": self.policy.state(), "random": random_state(), **kept}
         if self._thread is not None:
             write_weights, state = self.policy.saver(), copied(state)

@@ -1,7 +1,8 @@
 """Episodes of a step turned into training sequences with advantages.
 
-In: rows of played episodes and the algorithm. Out: `Batch`es and their figures, every episode in one bucket.
-Refuses: a ledger that does not balance; GDPO on episodes whose rewards have no components.
+In: rows of played episodes and the algorithm. Out: `Batch`es and their figures, every episode in one bucket of its
+environment. Refuses: a ledger that does not balance for each environment; GDPO on episodes whose rewards have no
+components.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from regimen.algorithms.grpo import GRPO, EpisodeAdvantages, EpisodeScores
-from regimen.errors import GymError, RunError
-from regimen.pipelines.batch import Batch, Update
+from regimen.errors import GymError
+from regimen.pipelines.batch import Batch, EpisodeLedger, Update, add_episodes
+from regimen.pipelines.guards import check_balance
 from regimen.rollouts.outcomes import Outcome
 from regimen.rollouts.turns import TokenSequence, sequences_of, turns_of
 from regimen.tokens.forest import TrainingSequence, normalisers
@@ -28,14 +30,12 @@ def score_episodes(algorithm: GRPO, rows: list[Row], failures: list[Row], update
 
     Failures, and episodes in which nothing was sampled, are counted and stay out of every baseline.
     """
-    ledger: Counter[str] = Counter(f"failed:{row['_ng_failure_class']}" for row in failures)
+    ledger = _failed(failures)
     played = [*rows, *failures]
     number_of = dict(zip(map(id, rows), update_of or [0] * len(rows), strict=True))
-    num_episodes = len(rows) + len(failures)
     rows, episodes = with_tokens(rows, ledger)
     scores = scores_of(algorithm, rows, episodes)
     result = algorithm.advantages(scores)
-    buckets = [(_environment(row), f"failed:{row['_ng_failure_class']}") for row in failures]
     everything: dict[int, list[TrainingSequence]] = {}
     computed: dict[int, list[TrainingSequence]] = {}
     for index, episode in enumerate(episodes):
@@ -44,16 +44,11 @@ def score_episodes(algorithm: GRPO, rows: list[Row], failures: list[Row], update
         number = number_of[id(rows[index])]
         everything.setdefault(number, []).extend(made)
         inert = algorithm.is_inert(advantage)
-        bucket = _bucket(used, bool(result.has_variance[index]), inert)
-        ledger[bucket] += 1
-        buckets.append((_environment(rows[index]), bucket))
+        _count(ledger, rows[index], _bucket(used, bool(result.has_variance[index]), inert))
         if used and not inert:
             computed.setdefault(number, []).extend(made)
-    if sum(ledger.values()) != num_episodes:
-        raise RunError(f"{dict(ledger)} does not add up to {num_episodes} episodes")
-    kept = set(map(id, [*rows, *failures]))
-    buckets += [(_environment(row), "no_tokens") for row in played if id(row) not in kept]
-    metrics = {**_figures(scores, result, rows, len(failures)), **_by_environment(rows, buckets)}
+    check_episodes(ledger, played)
+    metrics = {**_figures(scores, result, rows, len(failures)), **_rewards_by_environment(rows, list(ledger))}
     tokens, count = normalisers([sequence for part in everything.values() for sequence in part])
     updates, sequences = _divided(everything, computed)
     version = min((row["regimen"].get("weight_version", 0) for row in rows), default=None)
@@ -75,20 +70,39 @@ def _divided(
 
 def varied_tasks(algorithm: GRPO, rows: list[Row]) -> set[int]:
     """The tasks whose episodes differ in reward, by what dynamic sampling keeps."""
-    rows, episodes = with_tokens(rows, Counter())
+    rows, episodes = with_tokens(rows, {})
     scores = scores_of(algorithm, rows, episodes)
     return set(scores.group[algorithm.varies(scores)].tolist())
 
 
-def dropped_episodes(rows: list[Row], failures: list[Row], bucket: str) -> Counter[str]:
+def dropped_episodes(rows: list[Row], failures: list[Row], bucket: str) -> EpisodeLedger:
     """The ledger of episodes that dynamic sampling leaves out."""
-    ledger: Counter[str] = Counter(f"failed:{row['_ng_failure_class']}" for row in failures)
-    kept, _ = with_tokens(rows, ledger)
-    ledger.update([bucket] * len(kept))
+    ledger = _failed(failures)
+    for row in with_tokens(rows, ledger)[0]:
+        _count(ledger, row, bucket)
     return ledger
 
 
-def with_tokens(rows: list[Row], ledger: Counter[str]) -> tuple[list[Row], list[list[TokenSequence]]]:
+def check_episodes(ledger: EpisodeLedger, played: Sequence[Row]) -> None:
+    """Raise `RunError` unless each environment's buckets hold as many episodes as were played of it."""
+    expected = Counter(_environment(row) for row in played)
+    for environment in sorted(expected.keys() | ledger.keys()):
+        counted = sum(ledger.get(environment, Counter()).values())
+        check_balance(counted, expected[environment], f"episodes of the environment {environment!r}")
+
+
+def _failed(failures: list[Row]) -> EpisodeLedger:
+    ledger: EpisodeLedger = {}
+    for row in failures:
+        _count(ledger, row, f"failed:{row['_ng_failure_class']}")
+    return ledger
+
+
+def _count(ledger: EpisodeLedger, row: Row, bucket: str) -> None:
+    add_episodes(ledger, {_environment(row): Counter([bucket])})
+
+
+def with_tokens(rows: list[Row], ledger: EpisodeLedger) -> tuple[list[Row], list[list[TokenSequence]]]:
     """The episodes in which something was sampled, and their sequences; the ledger takes the others."""
     kept: list[Row] = []
     episodes: list[list[TokenSequence]] = []
@@ -98,7 +112,7 @@ def with_tokens(rows: list[Row], ledger: Counter[str]) -> tuple[list[Row], list[
             kept.append(row)
             episodes.append(sequences)
         else:
-            ledger["no_tokens"] += 1
+            _count(ledger, row, "no_tokens")
     return kept, episodes
 
 
@@ -199,17 +213,12 @@ def _environment(row: Row) -> str:
     return str(row.get("_ng_environment_server"))
 
 
-def _by_environment(rows: list[Row], buckets: list[tuple[str, str]]) -> dict[str, float]:
-    """Mean reward and ledger of each environment, where the episodes are of several; their sums are the batch's."""
-    names = sorted({name for name, _ in buckets})
-    if len(names) < 2:
-        return {}
+def _rewards_by_environment(rows: list[Row], environments: list[str]) -> dict[str, float]:
+    """Mean reward of each environment, where the episodes are of several."""
     figures: dict[str, float] = {}
-    for name in names:
+    for name in sorted(environments) if len(environments) > 1 else ():
         rewards = [row["reward"] for row in rows if _environment(row) == name]
         figures[f"environment/{name}/reward"] = float(np.mean(rewards)) if rewards else math.nan
-        counts = Counter(bucket for owner, bucket in buckets if owner == name)
-        figures |= {f"environment/{name}/episodes/{bucket}": float(count) for bucket, count in sorted(counts.items())}
     return figures
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from regimen.pipelines.processes import joined
 from regimen.pipelines.result import TrainResult
 from regimen.pipelines.run import (
     INFO_FILE,
+    LEDGER_FILE,
     SHARDS_FOLDER,
     STATE_FILE,
     RunFolder,
@@ -44,6 +44,7 @@ from regimen.pipelines.run import (
     publish_model,
     write_text,
 )
+from regimen.pipelines.run_ledger import RunLedger
 from regimen.pipelines.samples import samples_of
 from regimen.pipelines.saving import Checkpointer
 from regimen.pipelines.show import show_first_batch
@@ -114,7 +115,7 @@ def _open(run: RunFolder, prepared: Prepared) -> None:
     if prepared.policy.unrolled is not None:
         print(f"note: no prefixes are shared, each sequence is a row: {prepared.policy.unrolled}", file=sys.stderr)
     if prepared.data:
-        write_text(run.path / "ledger.json", json.dumps(prepared.data, indent=2) + "\n")
+        write_text(run.path / LEDGER_FILE, json.dumps(prepared.data, indent=2) + "\n")
 
 
 def _silent(*_: object, **__: object) -> None:
@@ -139,7 +140,7 @@ class _Trainer:
         self.policy = prepared.policy
         self.agreement = Agreement(config.policy.precision)
         self.latest: dict[str, float] = {}
-        self.ledger: Counter[str] = Counter(prepared.ledger)
+        self.ledger = RunLedger(prepared.ledger)
         self.losses: list[float] = []
         self.last_validated = -1
         self.done = run.start_step
@@ -175,16 +176,19 @@ class _Trainer:
         finally:
             self.saver.close()
             tracker.close()
+            if self.ranks.is_first:
+                self.ledger.write(self.run.path)
         model = self._publish(step >= total)
         return TrainResult(
             folder=self.run.path,
             model=model,
             num_steps=step,
             metrics=self.latest,
-            ledger=dict(self.ledger),
+            ledger=self.ledger.total,
             stopped=step < total,
             seconds=time.monotonic() - started,
             losses=self.losses,
+            environments=self.ledger.environments,
         )
 
     def _show_stage(self, stage: str) -> None:
@@ -203,12 +207,13 @@ class _Trainer:
             if self.run.start_step < self.prepared.source.total_steps:
                 raise self.run.without_state()
             info = json.loads((checkpoint / INFO_FILE).read_text(encoding="utf-8"))
-            self.ledger, self.latest = Counter(info["ledger"]), dict(info["metrics"])
+            self.ledger.restore(info)
+            self.latest = dict(info["metrics"])
             return self.run.start_step
         state = load_state(checkpoint / STATE_FILE)
         self.policy.load_shards(checkpoint / SHARDS_FOLDER)
         self.policy.load_state(state["policy"])
-        self.ledger = Counter(state["ledger"])
+        self.ledger.restore(state)
         self.latest = dict(state["metrics"])
         self._hand_over(self.run.start_step)
         restore_random_state(state["random"])
@@ -219,8 +224,8 @@ class _Trainer:
         self.stages.take()  # what came before, saving and validating, is not the step's
         self.stages.enter(GENERATION if self.prepared.player is not None else DATA)
         batch = self.prepared.source.batch(step)
-        self.ledger.update(batch.ledger)
-        metrics = {**batch.metrics, **{f"episodes/{name}": float(n) for name, n in batch.ledger.items()}}
+        self.ledger.add(batch.episodes)
+        metrics = {**batch.metrics, **batch.ledger_metrics()}
         if batch.sequences:
             metrics |= self._update(batch, step + 1)
         elif self.algorithm.batches == "episodes":
@@ -368,7 +373,7 @@ class _Trainer:
         info = {
             "metric": self._metric(step),
             "total_steps": self.prepared.source.total_steps,
-            "ledger": dict(self.ledger),
+            **self.ledger.record(),
             "metrics": dict(self.latest),
         }
         self.saver.save(step, info, with_state=with_state)

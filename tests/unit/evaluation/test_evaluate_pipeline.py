@@ -63,7 +63,9 @@ def play(tmp_path, seen=None, skill=None, progress=None, resume=False, environme
     values = {
         "models": ["m/new"],
         "against": "m/old",
-        "environment": EnvironmentConfig(name=environment),
+        "environment": environment
+        if isinstance(environment, EnvironmentConfig)
+        else EnvironmentConfig(name=environment),
         "num_tasks": 20,
         "num_repeats": 2,
         "generation": SamplingConfig(temperature=0.7),
@@ -248,6 +250,54 @@ def test_a_file_compared_with_itself_is_refused(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [1])
     with pytest.raises(UsageError, match="compared with itself"):
         evaluate_rollouts(path, path)
+
+
+MIXED = EnvironmentConfig(
+    name="mixture",
+    options={
+        "environments": {name: {"environment": ENVIRONMENT, "weight": w} for name, w in (("most", 3), ("few", 1))}
+    },
+)
+
+
+def test_a_mixture_is_scored_and_reported_by_environment(tmp_path):
+    """Both entries begin with number 300. The old model is right on even ones, 8 of 15 and 3 of 5."""
+    found = play(tmp_path, environment=MIXED, num_repeats=1)
+    figures = {
+        name: [(model.score.num_tasks, model.score.reward.mean, model.score.pass_at_k[0].k) for model in models]
+        for name, models in found.environments.items()
+    }
+    assert figures == {"few": [(5, 3 / 5, 1), (5, 1.0, 1)], "most": [(15, 8 / 15, 1), (15, 1.0, 1)]}
+    assert sum(models[0].score.num_rollouts for models in found.environments.values()) == 20
+    assert found.environments["few"][1].comparison.wins == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<td rowspan="2">most</td>' in page
+    assert "0.533 [" in page[page.index("<h2>Environments</h2>") :]
+
+
+def test_an_environment_in_which_one_side_failed_is_not_compared(tmp_path):
+    """Number 300 is the only task of the second entry."""
+    broken = lambda number: "boom" if number == 300 else right(number)  # noqa: E731
+    found = play(tmp_path, environment=MIXED, num_tasks=4, pass_at=[2], skill={"m/new": broken, "m/old": right})
+    few, most = found.environments["few"], found.environments["most"]
+    assert [model.comparison for model in few] == [None, None]
+    assert (few[1].score.num_failed, few[1].score.reward) == (2, None)
+    assert most[1].comparison.num_tasks == 2
+    assert [item.k for item in most[1].score.pass_at_k] == [1, 2]
+
+
+def test_an_environment_with_too_few_scored_repeats_for_a_k_has_the_others(tmp_path):
+    paths = [tmp_path / "a" / "rollouts.jsonl", tmp_path / "b" / "rollouts.jsonl"]
+    for path, repeats in zip(paths, (2, 1), strict=True):
+        for repeat in range(repeats):
+            part = path.with_name(f"{repeat}.jsonl")
+            write_rows(part, [1, 0], _ng_environment_server=path.parent.name, _ng_rollout_index=repeat)
+            path.open("a").write(part.read_text().replace("question", path.parent.name))
+    found = evaluate_rollouts(paths, ks=[2])
+    assert {name: [item.k for item in models[0].score.pass_at_k] for name, models in found.environments.items()} == {
+        "a": [1, 2],
+        "b": [1],
+    }
 
 
 def test_labels():

@@ -20,7 +20,15 @@ from regimen.evaluation.records import (
     curve_of,
     examples_of,
 )
-from regimen.evaluation.report import duration_text, known_ks, number_text, render_html, terminal_table, write_report
+from regimen.evaluation.report import (
+    duration_text,
+    environment_tables,
+    known_ks,
+    number_text,
+    render_html,
+    terminal_table,
+    write_report,
+)
 from regimen.rollouts.records import Source, rollout_from_row
 
 ATTACK = "<script>alert('x')</script>"
@@ -161,6 +169,43 @@ def test_pass_at_1_is_shown_only_where_it_is_not_the_mean():
     continuous = score([Observation(task_id="a", reward=0.5), Observation(task_id="b", reward=1.0)])
     assert known_ks([ModelResult(score=continuous)]) == [1]
     assert known_ks(results()) == []
+
+
+def by_environment(repeats=1):
+    """Two environments; the rewards of the second one are no shares, and 1 of its 4 tasks passes."""
+    rewards = {str(task): reward for task, reward in enumerate([0.25, 0.5, 0.5, 1.0])}
+    essays = [Observation(task_id=task, reward=reward) for task, reward in rewards.items()] * repeats
+    alone = score(essays, label="base")
+    compared = ModelResult(score=score(essays, label="sft"), comparison=compare(essays, essays))
+    return {"sums [1]": results(10, 20, 40), "<essays>": [ModelResult(score=alone), compared]}
+
+
+def test_the_page_has_a_table_of_environments():
+    page = render_html(ReportData(title="t", models=results(), environments=by_environment()))
+    checked(page)
+    table = page[page.index("<h2>Environments</h2>") :]
+    table = table[: table.index("</table>")]
+    assert table.count("<tr>") == 5  # the heading, and two models on each
+    assert '<td rowspan="2">sums [1]</td>' in table
+    assert '<td rowspan="2">&lt;essays&gt;</td>' in table
+    for text in ("pass@1 [95%]", "<td>40<", "<td>4<", "0.250 [0.110, 0.390]", "0.500 [0.338, 0.662]", "+0.250 ["):
+        assert text in table, text
+    assert "<td>0.250<" in table  # the pass rate of essays; its mean reward is 0.5625
+    assert "0.562 [" in table
+    assert "<h2>Environments</h2>" not in render_html(full_data())
+
+
+def test_the_terminal_has_a_table_for_each_environment():
+    console = Console(file=io.StringIO(), width=80)
+    for table in environment_tables(by_environment(repeats=4)):  # with pass@2 and pass@4, for which there is no room
+        console.print(table)
+    text = console.file.getvalue()
+    for figure in ("environment sums [1]", "environment <essays>", "0.250", "0.562", "+0.250", "[+0.110, +0.390]"):
+        assert figure in text
+    assert text.count("pass@1") == 2
+    assert text.count("difference [95%]") == 2
+    assert "pass@2" not in text
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("seconds, text", [(4.21, "4.2 s"), (185, "3 min 05 s"), (4320, "1 h 12 min")])

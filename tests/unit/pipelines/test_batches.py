@@ -13,6 +13,7 @@ from regimen.config.load import load_train_config
 from regimen.errors import ConfigError, GenerationError, GymError, RunError
 from regimen.gym.collect import Collection
 from regimen.gym.environment import Task
+from regimen.pipelines import scoring
 from regimen.pipelines.batch import Batch, with_reference
 from regimen.pipelines.batches import DatasetBatches, EpisodeBatches, shuffled
 from regimen.pipelines.datasets import Dataset, Example
@@ -162,6 +163,48 @@ def test_an_episode_in_which_nothing_was_sampled_has_a_bucket_of_its_own(tmp_pat
     assert batch.metrics["reward"] == pytest.approx(2.5 / 3)
 
 
+def of(environment: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with the stamp of their environment."""
+    return [{**row, "_ng_environment_server": environment} for row in rows]
+
+
+def test_the_ledger_is_told_for_each_environment(tmp_path: Path) -> None:
+    silent = {**episode(0, 0.0), "response": {"output": []}}
+    rows = of("sums", episode(0, 1.0), episode(0, 0.0), silent) + of("words", episode(1, 1.0), episode(1, 1.0))
+    batch = source(tmp_path, rows, of("words", failure(1)) + of("maps", failure(2))).batch(0)
+    assert batch.episodes == {
+        "sums": {"trained": 2, "no_tokens": 1},
+        "words": {"zero_variance": 2, "failed:timed_out": 1},
+        "maps": {"failed:timed_out": 1},
+    }
+    assert batch.ledger == {"trained": 2, "no_tokens": 1, "zero_variance": 2, "failed:timed_out": 2}
+    metrics = batch.ledger_metrics()
+    assert metrics["environment/words/episodes/failed:timed_out"] == 1.0
+    assert metrics["episodes/failed:timed_out"] == 2.0
+    assert len(metrics) == 4 + 5
+    assert (batch.metrics["environment/sums/reward"], batch.metrics["environment/words/reward"]) == (0.5, 1.0)
+    assert np.isnan(batch.metrics["environment/maps/reward"])
+
+
+def test_a_single_environment_has_no_metrics_of_its_own(tmp_path: Path) -> None:
+    batch = source(tmp_path, of("sums", episode(0, 1.0), episode(0, 0.0))).batch(0)
+    assert batch.ledger_metrics() == {"episodes/trained": 2.0}
+    assert not any(name.startswith("environment/") for name in batch.metrics)
+
+
+def test_an_episode_that_an_environment_lacks_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of `sums` is lost and one of `words` counted twice: the sum over both is right, and each is wrong."""
+    rows = of("sums", episode(0, 1.0), episode(0, 0.0)) + of("words", episode(1, 1.0), episode(1, 0.0))
+    honest = scoring.with_tokens
+
+    def twisted(rows: list[dict[str, Any]], ledger: Any) -> Any:
+        return honest([*rows[1:], rows[-1]], ledger)
+
+    monkeypatch.setattr(scoring, "with_tokens", twisted)
+    with pytest.raises(RunError, match=r"episodes of the environment 'sums': 1; expected 2"):
+        source(tmp_path, rows).batch(0)
+
+
 def test_what_has_no_gradient_still_counts_in_the_normalisers(tmp_path: Path) -> None:
     rows = [episode(0, 1.0), episode(0, 0.0), episode(1, 1.0, size=4), episode(1, 1.0, size=5)]
     batch = source(tmp_path, rows).batch(0)
@@ -261,15 +304,17 @@ class VaryingPlayer:
 
     def __init__(self, varied: set[int]) -> None:
         self.varied, self.played = varied, list[tuple[list[int], str]]()
+        self.environments = ["one"]  # whose the tasks are, in turn
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path) -> Collection:
         self.played.append(([task.index for task in tasks], output.name))
         rows, failures = [], []
         for task in tasks:
             rewards = [1.0, 0.0, 0.0] if task.index in self.varied else [1.0, 1.0, 1.0]
-            made = numbered(*(episode(task.index, reward) for reward in rewards))
+            environment = self.environments[task.index % len(self.environments)]
+            made = of(environment, *numbered(*(episode(task.index, reward) for reward in rewards)))
             rows += made[task.index == 9 :]
-            failures += [failure(9)] if task.index == 9 else []
+            failures += of(environment, failure(9)) if task.index == 9 else []
         return Collection(rows=rows, failures=failures)
 
 
@@ -310,6 +355,20 @@ def test_what_is_more_than_enough_and_what_fails_is_counted(tmp_path: Path) -> N
     batch = made.batch(0)
     assert batch.ledger == {"trained": 6, "dropped_surplus": 21, "dropped_zero_variance": 2, "failed:timed_out": 1}
     assert batch.metrics["dynamic_sampling_num_discarded_valid_samples"] == 21.0
+
+
+def test_what_dynamic_sampling_drops_is_counted_for_its_environment(tmp_path: Path) -> None:
+    """Of ten tasks the odd ones are of `odd`; task 9 differs in nothing and fails once."""
+    made = dynamic(tmp_path, varied=set(range(9)), num_tasks=10, batch_multiplier=5)
+    made.player.environments = ["even", "odd"]  # type: ignore
+    batch = made.batch(0)
+    assert {name: sum(buckets.values()) for name, buckets in batch.episodes.items()} == {"even": 15, "odd": 15}
+    assert batch.episodes["odd"]["dropped_zero_variance"] == 2
+    assert batch.episodes["odd"]["failed:timed_out"] == 1
+    dropped = [buckets["dropped_surplus"] for buckets in batch.episodes.values()]
+    assert sum(dropped) == 21
+    counted = batch.ledger_metrics()
+    assert sum(n for name, n in counted.items() if name.startswith("environment/")) == 30.0
 
 
 def test_a_filter_comes_after_dynamic_sampling(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from regimen.config.load import load_iterate_config
 from regimen.config.schema import IterateConfig
 from regimen.errors import ConfigError, ConvertError, UsageError
 from regimen.gym.protocol import stamps
-from regimen.pipelines.evaluate import Evaluation, labels_of, read_side, results_of, write_evaluation
+from regimen.pipelines.evaluate import (
+    Evaluation,
+    labels_of,
+    read_side,
+    results_by_environment,
+    results_of,
+    write_evaluation,
+)
 from regimen.pipelines.iterate import Stages, iterate
 
 NUM_TASKS = 10
@@ -41,6 +48,7 @@ class FakeStages:
 
     def __init__(self, skills: list[float], *, kill_at: int | None = None, half: bool = False) -> None:
         self.skills, self.kill_at, self.half = skills, kill_at, half
+        self.names = ["calculator"]
         self.calls: list[tuple[Any, ...]] = []
         self.stopped = False
 
@@ -92,23 +100,24 @@ class FakeStages:
         for label, name in zip(labels_of(names), names, strict=True):
             path = output / label / "rollouts.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(skill(name))))
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(skill(name), self.names)))
             sides[label], rollouts[label] = read_side([path], max_bad=0.0), str(path.relative_to(output))
         results = results_of(sides, config.against is not None, [1], 1.0)
         sources = {label: [label] for label in sides}
-        evaluation = Evaluation(models=results, sources=sources, rollouts=rollouts)
+        environments = results_by_environment(sides, config.against is not None, [1], 1.0)
+        evaluation = Evaluation(models=results, sources=sources, rollouts=rollouts, environments=environments)
         write_evaluation(evaluation, sides, output)
         return evaluation
 
 
-def rows_of(value: float) -> list[dict[str, Any]]:
-    """Episodes of ten tasks of which a model of this skill solves `10 * value`."""
+def rows_of(value: float, names: list[str]) -> list[dict[str, Any]]:
+    """Episodes of ten tasks, of the environments in turn, of which a model of this skill solves `10 * value`."""
     return [
         {
             "responses_create_params": {"input": f"question {task}"},
             "response": {"output": [{"type": "message", "role": "assistant", "content": "answer"}]},
             "reward": float(task < round(NUM_TASKS * value)),
-            **stamps(task, 0, "calculator"),
+            **stamps(task, 0, names[task % len(names)]),
         }
         for task in range(NUM_TASKS)
     ]
@@ -209,6 +218,21 @@ def test_what_is_written_and_shown(base: Path):
     text = str(result)
     assert all(part in text for part in ("+0.300", "kept", "dropped", "final tasks, played once", "kept: round 1"))
     assert max(map(len, text.splitlines()[:-2])) <= 100
+
+
+def test_the_final_comparison_is_told_by_environment(base: Path):
+    """Of the ten tasks the odd ones are of `sums`: the start solves 0 and 1, the kept model 0 to 4."""
+    fake = FakeStages([0.5])
+    fake.names = ["letters", "sums"]
+    result = iterate(config_of(base, "rounds=1"), stages=fake.stages())
+    record = json.loads((result.folder / "iterate.json").read_text())
+    means = {
+        name: [side["score"]["reward"]["mean"] for side in sides] for name, sides in record["environments"].items()
+    }
+    assert means == {"letters": [0.2, 0.6], "sums": [0.2, 0.4]}
+    assert '<td rowspan="2">sums</td>' in (result.folder / "report.html").read_text()
+    text = str(result)
+    assert text.index("final tasks, played once") < text.index("environment letters") < text.index("environment sums")
 
 
 @pytest.mark.parametrize("half", [False, True])

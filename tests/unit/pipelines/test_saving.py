@@ -16,7 +16,13 @@ from regimen.policy.checkpoint import load_state
 from regimen.policy.local import LocalPolicy, LocalPolicyOptions
 from regimen.tokens.template import Renderer
 
-INFO = {"metric": None, "total_steps": 9, "ledger": {"trained": 3}, "metrics": {"train/loss": 0.5}}
+INFO = {
+    "metric": None,
+    "total_steps": 9,
+    "ledger": {"trained": 3},
+    "environments": {"sums": {"trained": 3}},
+    "metrics": {"train/loss": 0.5},
+}
 
 
 def checkpointer(tiny: ModuleType, folder: Path, **settings: object) -> Checkpointer:
@@ -56,7 +62,9 @@ def test_a_thread_writes_what_stood_when_it_was_asked(
     assert {float(tensor.mean()) for tensor in state["policy"]["model"].values()} == {1.0}
     written = LocalPolicy.load(checkpoint, LocalPolicyOptions(precision="float32", train=False))
     assert {float(tensor.mean()) for _, tensor in written.named_tensors()} == {1.0}
-    assert (state["ledger"], state["metrics"]) == (INFO["ledger"], INFO["metrics"])
+    assert {name: state[name] for name in ("ledger", "environments", "metrics")} == {
+        name: INFO[name] for name in ("ledger", "environments", "metrics")
+    }
 
 
 def test_a_write_that_fails_in_the_thread_is_raised_at_the_next_step(tiny: ModuleType, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import yaml
 from regimen.config.interpolate import interpolate
 from regimen.config.known import DATA_ENTRIES, KNOWN
 from regimen.config.load import escaped
-from regimen.config.schema import RunConfig
+from regimen.config.schema import DatasetConfig, RunConfig
 from regimen.config.schema_policy import DTensorConfig
 from regimen.config.source import Layers, Tree, lookup, merge, nest, without
 from regimen.convert.export.nemo_rl_batches import set_batches
+from regimen.convert.export.nemo_rl_mixture import PASSED_ON, PROMPT_FILES
 from regimen.convert.export.nemo_rl_rows import DataSet
 from regimen.convert.export.request import ENTRIES, ExportRequest
 from regimen.errors import ConfigError
@@ -261,7 +262,7 @@ def _environments(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
     for name in ENTRIES:
         entry = getattr(request.config.data, name)
         if entry is not None:
-            environment = entry.env_name or "math"
+            environment = entry.sources[0].env_name or "math"
             options = given.get(environment) or example_values("grpo")["env"].get(environment)
             if options is None:
                 raise ConfigError(
@@ -309,20 +310,19 @@ def _data(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
 
 
 def _entry(request: ExportRequest, name: str, data: dict[str, DataSet]) -> Tree:
-    given = cast("Tree", lookup(request.given, f"data.{name}")[1] or {})
-    given = {**cast("Tree", lookup(request.given, "data.default")[1] or {}), **given}
+    given = request.given_of(name)[0]  # the data sets of a mixture have the same
     entry = dict(data[name].keys)
     if request.config.grpo is not None:
         gym = entry["dataset_name"] == "NemoGymDataset"
-        typed = getattr(request.config.data, name)
+        typed: DatasetConfig = getattr(request.config.data, name)
         processor = "nemo_gym_data_processor" if gym else "math_hf_data_processor"
-        entry |= {"processor": processor, "env_name": "nemo_gym" if gym else typed.env_name or "math"}
+        entry |= {"processor": processor, "env_name": "nemo_gym" if gym else typed.sources[0].env_name or "math"}
         # The example that may be inherited splits a part of its data off.
         entry["split_validation_size"] = 0
-    for key in (*(k.removeprefix("data.train.") for k in KNOWN.off_values if k.startswith("data.train.")), "seed"):
+    for key in PASSED_ON:
         if given.get(key) is not None and key not in ("system_key", "system_prompt"):
             entry[key] = given[key]
-    for key in ("prompt_file", "system_prompt_file"):
+    for key in PROMPT_FILES:
         if given.get(key) is not None:
             entry[key] = _copied(request, f"data.{name}.{key}", Path(str(given[key])))
     return entry

@@ -1,9 +1,11 @@
 """The rows of a training configuration in the shapes that NeMo RL's data sets load.
 
 In: an export request. Out: `data/gym_train/rows.jsonl` and `data/gym_validation/rows.jsonl` (NeMo RL names a task by
-the last two parts of the path, cut at the first dot), and the keys of `data.<name>` that read them.
-Refuses, with the line: conversations that do not end with the assistant, GRPO prompts that begin with a system
-message (NeMo RL's math processor would take it for the problem), columns that its loader would change.
+the last two parts of the path, cut at the first dot), and the keys of `data.<name>` that read them. The data sets of a
+mixture become one file.
+Refuses mixtures that NeMo RL cannot train on; and with the line: conversations that do not end with the assistant, GRPO
+prompts that begin with a system message (NeMo RL's math processor would take it for the problem), columns that its
+loader would change.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from regimen.config.schema import DatasetConfig
-from regimen.config.source import Tree, lookup
+from regimen.config.source import Tree
+from regimen.convert.export.nemo_rl_mixture import check_mixtures
 from regimen.convert.export.request import ENTRIES, ExportRequest
 from regimen.convert.export.rows import (
     ColumnShape,
@@ -42,14 +45,20 @@ class DataSet:
 
 @dataclass
 class Reading:
-    """What turns rows of one file: the entry, the keys given for it, what to count, what a first look found."""
+    """What turns rows of one file: the entry, the keys given for it, what to count, what a first look found.
 
+    `name` is the entry's in the configuration, `num_rows` how many rows the first look saw.
+    """
+
+    name: str
     entry: DatasetConfig
     given: Tree
+    path: Path
     tally: Counter[str] = field(default_factory=lambda: Counter[str]())
     left_out: set[str] = field(default_factory=lambda: set[str]())
     text_arguments: bool = False
     prompts_are_messages: bool = False
+    num_rows: int = 0
 
     def messages(self, value: object, where: str) -> list[Message]:
         """The value as chat messages."""
@@ -62,59 +71,97 @@ class Reading:
 
 
 def write_data(request: ExportRequest) -> dict[str, DataSet]:
-    """Write the rows of `data.train` and `data.validation`; the entries that are there."""
+    """Write the rows of `data.train` and `data.validation`; the entries that are there. A mixture is one file."""
+    check_mixtures(request)
     written: dict[str, DataSet] = {}
     for name in ENTRIES:
         entry: DatasetConfig | None = getattr(request.config.data, name)
-        if entry is None:
-            continue
-        if entry.dataset_name == "Environment":
-            raise ConfigError(
-                "NeMo RL cannot play an environment of Regimen",
-                where=f"data.{name}.dataset_name",
-                expected="NemoGymDataset, or ResponseDataset",
-                fix="collect, `regimen convert --to grpo`, and name the file that it writes",
-            )
-        path = request.data_path(name, entry)
-        if path is not None:
-            written[name] = _write(request, name, entry, path)
+        if entry is not None:
+            readings = _readings(request, name, entry)
+            if readings:
+                written[name] = _write(request, name, readings)
     return written
 
 
-def _write(request: ExportRequest, name: str, entry: DatasetConfig, path: Path) -> DataSet:
-    given = lookup(request.given, f"data.{name}")[1]
-    default = lookup(request.given, "data.default")[1]
-    reading = Reading(entry, {**cast("Tree", default or {}), **cast("Tree", given or {})})
-    dataset_name, make = _shape_of(request, path, reading)
-    shape = _look(path, reading, make)
-    keys: Tree = {"dataset_name": dataset_name}
+def _readings(request: ExportRequest, name: str, entry: DatasetConfig) -> list[Reading]:
+    """What reads the entry, for each data set of a mixture; nothing where a conversion left validation without rows."""
+    readings: list[Reading] = []
+    for number, (part, given) in enumerate(zip(entry.sources, request.given_of(name), strict=True)):
+        own = name if entry.parts is None else f"{name}.{number}"
+        if part.dataset_name == "Environment":
+            raise ConfigError(
+                "NeMo RL cannot play an environment of Regimen",
+                where=f"data.{own}.dataset_name",
+                expected="NemoGymDataset, or ResponseDataset",
+                fix="collect, `regimen convert --to grpo`, and name the file that it writes",
+            )
+        path = request.data_path(own, part)
+        if path is not None:
+            readings.append(Reading(f"data.{own}", part, given, path))
+    return readings
+
+
+def _write(request: ExportRequest, name: str, readings: list[Reading]) -> DataSet:
+    keys: Tree = {}
+    makers: list[Make] = []
+    for reading in readings:
+        dataset_name, make = _shape_of(request, reading)
+        makers.append(make)
+        keys = {"dataset_name": dataset_name, **_checked(request, reading, dataset_name, make)}
+    rows = [_rows(reading, make) for reading, make in zip(readings, makers, strict=True)]
+    inside = f"data/gym_{name}/rows.jsonl"
+    num_rows = write_rows(request.folder / inside, rows[0] if len(rows) == 1 else _mixed(request, name, readings, rows))
+    request.rows[inside] = num_rows
+    for reading in readings:
+        for text in [*message_notes(reading.tally), *_notes(reading)]:
+            request.note(f"{reading.name}: {text}")
+    return DataSet(num_rows, {**keys, "data_path": str(request.home / inside), "split": "train"})
+
+
+def _mixed(request: ExportRequest, name: str, readings: list[Reading], rows: list[Iterator[Row]]) -> Iterator[Row]:
+    """Rows of several data sets in turn by weight, as they are trained on here: until one has no more.
+
+    Task indices tell apart what one file holds, so they are given anew.
+    """
+    drawn = dict.fromkeys(range(len(rows)), 0)
+    for index, number in enumerate(request.turns({n: reading.entry.weight for n, reading in enumerate(readings)})):
+        row = next(rows[number], None)
+        if row is None:
+            break
+        drawn[number] += 1
+        yield {**row, "_ng_task_index": index} if "_ng_task_index" in row else row
+    shares = ", ".join(f"{drawn[n]} of {r.num_rows} rows of {r.entry.data_path}" for n, r in enumerate(readings))
+    request.note(f"data.{name}: {len(rows)} data sets become one file, in turn by weight: {shares}")
+
+
+def _checked(request: ExportRequest, reading: Reading, dataset_name: str, make: Make) -> Tree:
+    """Look at all rows, and refuse or tell what the loader does to them; the keys that make it keep them."""
+    shape = _look(reading, make)
+    keys: Tree = {}
     if dataset_name == "openai_format" and not shape.is_kept():
         keys["use_preserving_dataset"] = True
-        request.note(f"data.{name}: rows differ in their keys, so use_preserving_dataset: true keeps them as they are")
-    elif dataset_name == "openai_format" and reading.given.get("use_preserving_dataset"):
-        request.note(f"data.{name}.use_preserving_dataset: left out, as all rows have the same keys")
-    elif dataset_name not in ("openai_format", "NemoGymDataset"):
-        _check_columns(request, name, path, reading, make, shape)
-    if request.config.grpo is None and path.with_name(f"{path.stem}.sidecar.jsonl").is_file():
         request.note(
-            f"data.{name}: the sampled token ids beside the rows stay behind; NeMo RL tokenises the text again, and "
+            f"{reading.name}: rows differ in their keys, so use_preserving_dataset: true keeps them as they are"
+        )
+    elif dataset_name == "openai_format" and reading.given.get("use_preserving_dataset"):
+        request.note(f"{reading.name}.use_preserving_dataset: left out, as all rows have the same keys")
+    elif dataset_name not in ("openai_format", "NemoGymDataset"):
+        _check_columns(request, reading, make, shape)
+    if request.config.grpo is None and reading.path.with_name(f"{reading.path.stem}.sidecar.jsonl").is_file():
+        request.note(
+            f"{reading.name}: the sampled token ids beside the rows stay behind; NeMo RL tokenises the text again, and "
             "trains every assistant message, those that were part of the prompt too"
         )
-    inside = f"data/gym_{name}/rows.jsonl"
-    num_rows = write_rows(request.folder / inside, _rows(path, reading, make))
-    request.rows[inside] = num_rows
-    for text in [*message_notes(reading.tally), *_notes(reading, num_rows)]:
-        request.note(f"data.{name}: {text}")
-    return DataSet(num_rows, {**keys, "data_path": str(request.home / inside), "split": "train"})
+    return keys
 
 
 Make = Callable[[Row, str, Reading], Row]
 
 
-def _shape_of(request: ExportRequest, path: Path, reading: Reading) -> tuple[str, Make]:
+def _shape_of(request: ExportRequest, reading: Reading) -> tuple[str, Make]:
     """NeMo RL's data set for the rows, and what makes one of them."""
     name, algorithm = reading.entry.dataset_name, request.config.algorithm
-    first = next(read_rows(path))[1]
+    first = next(read_rows(reading.path))[1]
     if algorithm == "sft" and name == "ResponseDataset" and "messages" not in first:
         return name, _exchange
     if algorithm == "sft":
@@ -130,43 +177,42 @@ def _shape_of(request: ExportRequest, path: Path, reading: Reading) -> tuple[str
     return name, makers[name]
 
 
-def _rows(path: Path, reading: Reading, make: Make) -> Iterator[Row]:
-    return (make(row, where, reading) for where, row in read_rows(path, reading.entry.num_tasks))
+def _rows(reading: Reading, make: Make) -> Iterator[Row]:
+    return (make(row, where, reading) for where, row in read_rows(reading.path, reading.entry.num_tasks))
 
 
-def _look(path: Path, reading: Reading, make: Make) -> ColumnShape:
+def _look(reading: Reading, make: Make) -> ColumnShape:
     """A first reading: what the columns hold."""
     shape = ColumnShape()
     if reading.entry.dataset_name == "BinaryPreferenceDataset":
-        prompts = (field_of(row, reading.entry.prompt_key, where) for where, row in read_rows(path))
+        prompts = (field_of(row, reading.entry.prompt_key, where) for where, row in read_rows(reading.path))
         reading.prompts_are_messages = any(isinstance(prompt, list) for prompt in prompts)
-    for row in _rows(path, reading, make):
+    for number, row in enumerate(_rows(reading, make), 1):
         shape.see(row)
+        reading.num_rows = number
     reading.tally.clear()
     return shape
 
 
-def _check_columns(
-    request: ExportRequest, name: str, path: Path, reading: Reading, make: Make, shape: ColumnShape
-) -> None:
+def _check_columns(request: ExportRequest, reading: Reading, make: Make, shape: ColumnShape) -> None:
     """Data sets that are loaded as columns: arguments that differ become text; what cannot be kept is refused."""
     if not shape.is_kept() and "tool_calls" in _keys_below(shape):
         reading.text_arguments = True
-        shape = _look(path, reading, make)
+        shape = _look(reading, make)
         request.note(
-            f"data.{name}: arguments of tool calls are written as JSON text, as NeMo RL loads preference rows as "
+            f"{reading.name}: arguments of tool calls are written as JSON text, as NeMo RL loads preference rows as "
             "columns and would fill every call with the arguments of all; the chat template must take text there"
         )
     conflict = shape.conflict()
     if conflict is not None:
         raise ConvertError(
             f"NeMo RL loads rows as columns, and {conflict}",
-            where=str(path),
+            where=str(reading.path),
             expected="the same type in every row, and other text than dates",
             fix="write these values in one way",
         )
     if not shape.is_kept():
-        request.note(f"data.{name}: keys that a message does not have come back as null from NeMo RL's loader")
+        request.note(f"{reading.name}: keys that a message does not have come back as null from NeMo RL's loader")
 
 
 def _keys_below(shape: ColumnShape) -> set[str]:
@@ -301,7 +347,7 @@ def _task(row: Row, where: str, _: Reading) -> Row:
     return row
 
 
-def _notes(reading: Reading, num_rows: int) -> list[str]:
+def _notes(reading: Reading) -> list[str]:
     """What became of rows and columns."""
     notes: list[str] = []
     tally, left_out = reading.tally, set(reading.left_out)
@@ -317,9 +363,9 @@ def _notes(reading: Reading, num_rows: int) -> list[str]:
         notes.append(f"{tally['numbers']} numbers are written as text")
     if tally["long_completions"]:
         notes.append(
-            f"{tally['long_completions']} of {num_rows} pairs have completions of several messages; NeMo RL trains on "
-            "the last message of each only"
+            f"{tally['long_completions']} of {reading.num_rows} pairs have completions of several messages; NeMo RL "
+            "trains on the last message of each only"
         )
     if reading.entry.num_tasks is not None:
-        notes.append(f"the first {num_rows} rows, as num_tasks says")
+        notes.append(f"the first {reading.num_rows} rows, as num_tasks says")
     return notes

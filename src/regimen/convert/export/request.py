@@ -6,10 +6,10 @@ that is said otherwise there, or cannot be said at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from regimen.config.schema import DatasetConfig, TrainConfig
 from regimen.config.source import Tree, lookup
@@ -22,7 +22,8 @@ ENTRIES = ("train", "validation")
 class ExportRequest:
     """`given` is the tree as written: today's names, interpolated. `folder` is written, and will stand at `home`.
 
-    `tasks_of` gives the task rows of an entry that an environment makes.
+    `tasks_of` gives the task rows of an entry that an environment makes, `turns` in which order the data sets of a
+    mixture, numbered and with their weights, take turns.
     """
 
     config: TrainConfig
@@ -30,6 +31,7 @@ class ExportRequest:
     folder: Path
     home: Path
     tasks_of: Callable[[str], list[dict[str, Any]]]
+    turns: Callable[[Mapping[int, float]], Iterator[int]]
     chat_template: str | None = None
     checkout: Path | None = None
     notes: list[str] = field(default_factory=lambda: list[str]())
@@ -44,6 +46,12 @@ class ExportRequest:
     def is_given(self, path: str) -> bool:
         """Whether the dotted key was written, by the user or by what the configuration inherits."""
         return lookup(self.given, path)[0]
+
+    def given_of(self, name: str) -> list[Tree]:
+        """`data.<name>` as written, over `data.default`; of a mixture, each of its data sets."""
+        default = cast("Tree", lookup(self.given, "data.default")[1] or {})
+        entry = cast("Tree", lookup(self.given, f"data.{name}")[1] or {})
+        return [{**default, **part} for part in cast("list[Tree]", entry.get("parts") or [entry])]
 
     def data_path(self, name: str, entry: DatasetConfig) -> Path | None:
         """The file behind `data.<name>`; None for validation that a conversion left without rows."""

@@ -2,7 +2,8 @@
 
 In: an export request. Out: `data/train.jsonl` and `data/validation.jsonl`: `{messages}`, `{prompt, chosen, rejected}`
 or `{prompt, answer | task}`, conversational throughout, with `tools` in every row where any row has some.
-Refuses, with the line: rows without the configured fields, task rows without a prompt of text.
+Refuses mixtures of data sets; and with the line: rows without the configured fields, task rows without a prompt of
+text.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from regimen.convert.export.rows import (
     read_rows,
     write_rows,
 )
-from regimen.errors import ConvertError, RolloutError
+from regimen.errors import ConfigError, ConvertError, RolloutError
 from regimen.rollouts.messages import input_messages
 
 Make = Callable[[Row, str, DatasetConfig, Counter[str]], Row]
@@ -45,6 +46,12 @@ Rows = Callable[[], Iterator[tuple[str, Row]]]
 
 def _source(request: ExportRequest, name: str, entry: DatasetConfig) -> Rows | None:
     """What reads the rows of an entry, as often as one likes."""
+    if entry.parts is not None:
+        raise ConfigError(
+            f"mixes {len(entry.parts)} data sets, and an export to TRL is of one",
+            where=f"data.{name}",
+            fix="put their rows into one file, or export each by itself",
+        )
     if entry.dataset_name == "Environment":
         tasks = request.tasks_of(name)
         return lambda: ((f"task {index} of data.{name}", row) for index, row in enumerate(tasks))

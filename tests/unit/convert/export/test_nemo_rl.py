@@ -183,3 +183,118 @@ def test_importance_sampling_correction_is_said_as_it_is_trained(exported):
     assert "length_normalizer" not in loss
     assert "max_steps_without_variance" not in config["grpo"]
     assert "loss_fn.length_normalizer: left out, NeMo RL has no such option" in changes
+
+
+# Mixtures
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Exports data sets, each with its rows and the keys of its entry; gives the configuration, rows and changes."""
+
+    def make(*sets, target="nemo-rl", validation=None, **changes):
+        def entry(name, rows, keys):
+            return {"data_path": rows_file(tmp_path / f"{name}.jsonl", rows), **keys}
+
+        train = [entry(f"set_{number}", *given) for number, given in enumerate(sets)]
+        tree = {"defaults": "grpo", "data": {"train": train}, "grpo": {"val_period": 0}, **changes}
+        if validation is not None:
+            tree["data"]["validation"] = entry("validation", *validation)
+        manifest = export(target, tree, tmp_path / "out")
+        lines = (tmp_path / "out" / "data" / "gym_train" / "rows.jsonl").read_text().splitlines()
+        config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+        return config, [json.loads(line) for line in lines], manifest.changes
+
+    return make
+
+
+def tasks(agent, count):
+    params = {"input": f"for {agent}"}
+    rows = [{"responses_create_params": params, "agent_ref": {"name": agent}, "number": n} for n in range(count)]
+    return [{**row, "_ng_task_index": row["number"]} for row in rows]
+
+
+GYM = {"dataset_name": "NemoGymDataset"}
+QUESTIONS = {"dataset_name": "ResponseDataset"}
+CONFIG_PATHS = ["model.yaml", "sums.yaml", "words.yaml"]
+
+
+def test_gym_tasks_of_several_environments_become_one_file_in_turn_by_weight(mixed):
+    sets = [(tasks("sums", 6), {**GYM, "weight": 3}), (tasks("words", 9), GYM)]
+    config, rows, changes = mixed(*sets, env={"nemo_gym": {"config_paths": CONFIG_PATHS}})
+    # Of the first four tasks three are sums, and so on; sums end after six.
+    agents = ["sums", "sums", "words", "sums", "sums", "sums", "words", "sums"]
+    assert [row["agent_ref"]["name"] for row in rows] == agents
+    assert [row["number"] for row in rows] == [0, 1, 0, 2, 3, 4, 1, 5]
+    assert [row["_ng_task_index"] for row in rows] == list(range(8))
+    entry = config["data"]["train"]
+    assert (entry["dataset_name"], entry["env_name"]) == ("NemoGymDataset", "nemo_gym")
+    assert config["data"]["use_multiple_dataloader"] is False
+    assert config["env"]["nemo_gym"]["config_paths"] == CONFIG_PATHS
+    assert config["grpo"]["num_prompts_per_step"] == 8
+    (told,) = [change for change in changes if "become one file" in change]
+    assert "2 data sets become one file, in turn by weight: 6 of 6 rows of " in told
+    assert ", 2 of 9 rows of " in told
+
+
+def test_questions_of_one_environment_become_one_file(mixed):
+    """The keys of each data set are its own; what they make is the same."""
+    other = [{"problem": f"p{n}", "solution": n} for n in range(3)]
+    sets = [(PAIRS[:3], QUESTIONS), (other, {**QUESTIONS, "input_key": "problem", "output_key": "solution"})]
+    config, rows, changes = mixed(*sets)
+    assert rows == [
+        {"input": "q0", "output": "a0"},
+        {"input": "p0", "output": "0"},
+        {"input": "q1", "output": "a1"},
+        {"input": "p1", "output": "1"},
+        {"input": "q2", "output": "a2"},
+        {"input": "p2", "output": "2"},
+    ]
+    assert config["data"]["train"]["env_name"] == "math"
+    assert list(config["env"]) == ["math"]
+    assert "data.train.1: 3 numbers are written as text" in changes
+
+
+@pytest.mark.parametrize(
+    ("sets", "validation", "words"),
+    [
+        ([(PAIRS, QUESTIONS), (tasks("sums", 4), GYM)], None, "plays every row or none"),
+        ([(tasks("sums", 4), GYM), (tasks("words", 4), GYM)], (PAIRS, QUESTIONS), "plays every row or none"),
+        (
+            [(PAIRS, QUESTIONS), (PAIRS, {**QUESTIONS, "env_name": "code"})],
+            None,
+            r"environments code and math.*NeMo RL 0.6.*KeyError.*expected one env_name; to fix: export the data of",
+        ),
+        (
+            [(PAIRS, QUESTIONS), (PAIRS, {**QUESTIONS, "prompt_file": "cot.txt"})],
+            None,
+            r"differ in prompt_file \(None, cot.txt\), and they become one file",
+        ),
+        (
+            [(tasks("sums", 4), GYM), ([], {"dataset_name": "Environment", "env_name": "math", "data_path": None})],
+            None,
+            r"data.train.1.dataset_name: NeMo RL cannot play an environment",
+        ),
+        ([(tasks("sums", 4), GYM), (tasks("words", 4), GYM)], None, "config_paths"),
+    ],
+)
+def test_mixtures_that_nemo_rl_cannot_train_on_are_refused(mixed, tmp_path, sets, validation, words):
+    with pytest.raises(ConfigError, match=words):
+        mixed(*sets, validation=validation, env={"code": {}} if "code" in words else {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_without_an_agent_is_named_in_its_own_file(mixed):
+    sets = [(tasks("sums", 4), GYM), ([{"responses_create_params": {"input": "q"}}], GYM)]
+    with pytest.raises(ConvertError, match=r"set_1.jsonl:1: has no agent_ref"):
+        mixed(*sets, env={"nemo_gym": {"config_paths": CONFIG_PATHS}})
+
+
+def test_a_missing_file_of_a_mixture_is_named(mixed):
+    with pytest.raises(ConfigError, match=r"data.train.1.data_path: gone.jsonl: there is no such file"):
+        mixed((PAIRS, QUESTIONS), (PAIRS, {**QUESTIONS, "data_path": "gone.jsonl"}))
+
+
+def test_trl_takes_no_mixture(mixed):
+    with pytest.raises(ConfigError, match="mixes 2 data sets, and an export to TRL is of one"):
+        mixed((PAIRS, QUESTIONS), (PAIRS, QUESTIONS), target="trl")
