@@ -532,6 +532,25 @@ def test_trl_takes_a_step(tmp_path: Path, name: str) -> None:
     assert "STEPS 1" in run_script(tmp_path / "out", script)
 
 
+@needs_trl
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openai", "binary", "response"])
+def test_trl_trains_the_same_adapters(tmp_path: Path, name: str) -> None:
+    tree = trl_source(tmp_path, name)
+    layers = {"target_modules": ["q_proj", "*.mlp.*"], "exclude_modules": ["*.1.*"]}
+    tree["policy"]["dtensor_cfg"] = {"lora_cfg": {"enabled": True, "dim": 4, "alpha": 8, **layers}}
+    export("trl", tree, tmp_path / "out")
+    script = (
+        "import train; trainer = train.make_trainer(); print('STEPS', trainer.train().global_step); "
+        "print('LAYERS', *sorted({n[n.index('layers.') : n.index('.lora_')] for n, p in "
+        "trainer.model.named_parameters() if p.requires_grad}))"
+    )
+    said = run_script(tmp_path / "out", script)
+    assert "STEPS 1" in said
+    found = [f"layers.0.{part}" for part in ("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.q_proj")]
+    assert f"LAYERS {' '.join(found)}\n" in said
+
+
 LOADED = """
 import json, train
 from datasets import load_dataset

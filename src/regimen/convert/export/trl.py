@@ -13,7 +13,7 @@ from typing import Any
 from regimen.config.schema import DatasetConfig
 from regimen.convert.export.request import ExportRequest
 from regimen.convert.export.trl_rows import write_data
-from regimen.convert.export.trl_settings import trl_settings
+from regimen.convert.export.trl_settings import lora_settings, trl_settings
 
 # Columns that hold objects of any keys; they are declared, so that `datasets` neither merges nor fills them.
 FEATURES = {"answer": "Value('string')", "task": "Value('string')", "chat_template_kwargs": "Json()"}
@@ -30,19 +30,23 @@ def export_trl(request: ExportRequest) -> None:
     if request.chat_template is not None:
         request.write_text("chat_template.jinja", _marked(request.chat_template))
     files = {name: f"data/{name}.jsonl" for name in columns}
+    lora = lora_settings(request)
     written: dict[str, Any] = {
         "model": config.policy.model_name,
         "tokenizer": config.policy.tokenizer_name,
         "trust_remote_code": config.policy.trust_remote_code,
         "data_files": files,
         "arguments": settings,
+        "lora": lora,
     }
     request.write_text("settings.json", json.dumps(written, indent=2) + "\n")
     features = ", ".join(f"{name!r}: {FEATURES.get(name, 'List(Json())')}" for name in columns["train"])
     request.write_text("train.py", _template(f"train_{config.algorithm}").replace("FEATURES", f"{{{features}}}"))
+    if lora is not None:
+        request.write_text("adapters.py", _template("adapters"))
     if config.grpo is not None:
         _write_rewards(request)
-    request.write_text("README.md", _readme(request))
+    request.write_text("README.md", _readme(request, "" if lora is None else " peft"))
 
 
 def _template(name: str) -> str:
@@ -71,7 +75,7 @@ def _write_rewards(request: ExportRequest) -> None:
     request.write_text("reward_funcs.py", script.replace("ENVIRONMENT_OPTIONS", repr(options)))
 
 
-def _readme(request: ExportRequest) -> str:
+def _readme(request: ExportRequest, adapters: str) -> str:
     algorithm = request.config.algorithm
     changes = "\n".join(f"- {note}" for note in request.notes) or "Nothing."
     listed = "\n".join(f"- `{name}`: {rows:,} rows" for name, rows in request.rows.items())
@@ -79,10 +83,12 @@ def _readme(request: ExportRequest) -> str:
     if algorithm == "grpo":
         listed += "\n- `reward_funcs.py`: the reward"
         rewards = " regimen-rl"
+    if adapters:
+        listed += "\n- `adapters.py`: which layers get adapters"
     return f"""# {algorithm.upper()} with TRL
 
 ```bash
-pip install 'trl>=1.16' 'datasets>=5.2' accelerate{rewards}
+pip install 'trl>=1.16' 'datasets>=5.2' accelerate{adapters}{rewards}
 python train.py
 ```
 

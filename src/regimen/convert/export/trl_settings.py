@@ -1,7 +1,8 @@
 """The arguments of TRL's trainers that say what a training configuration says.
 
-In: an export request whose rows are written. Out: the arguments of `SFTConfig`, `DPOConfig` or `GRPOConfig`, with a
-note for what TRL says otherwise and for every key that it has no word for. Refuses nothing.
+In: an export request whose rows are written. Out: the arguments of `SFTConfig`, `DPOConfig` or `GRPOConfig`, and of
+peft's `LoraConfig` where adapters train, with a note for what TRL says otherwise and for every key that it has no word
+for. Refuses adapters with values of another type.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from regimen.config.schema import LossConfig, TrainConfig
+from regimen.config.schema_policy import LoraConfig
 from regimen.config.source import Tree, lookup
 from regimen.convert.export.nemo_rl_batches import fitting_micro_batch
 from regimen.convert.export.nemo_rl_config import leaves
 from regimen.convert.export.request import ExportRequest
+from regimen.errors import ConfigError
 
 # Keys that the arguments, the rows or the script say.
 SAID = (
@@ -26,7 +31,7 @@ SAID = (
     "dpo.label_smoothing",
     "grpo.num_prompts_per_step", "grpo.num_generations_per_prompt", "grpo.normalize_rewards", "grpo.adv_estimator.norm",
     "loss_fn.reference_policy_kl_penalty", "loss_fn.ratio_clip_m", "loss_fn.token_level_loss", "loss_fn.use_cispo",
-    "loss_fn.sequence_level_importance_ratios",
+    "loss_fn.sequence_level_importance_ratios", "policy.dtensor_cfg.lora_cfg.",
 )  # fmt: skip
 ADAMW = "torch.optim.AdamW"
 
@@ -42,6 +47,34 @@ def trl_settings(request: ExportRequest, num_train: int, has_validation: bool) -
         settings |= {"assistant_only_loss": True} if config.sft is not None else _dpo(request)
     _note_unsaid(request)
     return settings
+
+
+def lora_settings(request: ExportRequest) -> Tree | None:
+    """The arguments of peft's `LoraConfig`, with patterns of layers' names; None where all weights train.
+
+    Raises `ConfigError` for wrong values.
+    """
+    given: Any = lookup(request.given, "policy.dtensor_cfg.lora_cfg")[1] or {}
+    known = {key: value for key, value in given.items() if key in LoraConfig.model_fields}
+    try:
+        lora = LoraConfig.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("policy.dtensor_cfg.lora_cfg", *first["loc"])))
+        raise ConfigError(first["msg"], where=where) from None
+    if not lora.enabled:
+        return None
+    if lora.lora_A_init == "xavier":
+        request.note("policy.dtensor_cfg.lora_cfg.lora_A_init: xavier, but peft begins with kaiming's uniform")
+    if lora.load_in_4bit:
+        request.note("policy.dtensor_cfg.lora_cfg.load_in_4bit: left out, the frozen weights are not quantised")
+    return {
+        "r": lora.dim,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+        "exclude_modules": lora.exclude_modules,
+    }
 
 
 def _run(request: ExportRequest, num_train: int) -> Tree:
