@@ -34,8 +34,9 @@ from training.tiny import save_large_model, save_tiny_model
 CONTESTANTS: dict[str, list[tuple[str, str]]] = {
     "sft": [("regimen", "forest"), ("trl", "default"), ("regimen", "packed"), ("trl", "tuned")],
     "dpo": [("regimen", "forest"), ("trl", "default"), ("regimen", "reference"), ("trl", "tuned")],
-    "grpo": [("regimen", "forest"), ("trl", "default"), ("trl", "tuned")],
+    "grpo": [("regimen", "forest"), ("trl", "default"), ("regimen", "checkpointed"), ("trl", "tuned")],
 }
+NAMES = sorted({f"{side}-{variant}" for contestants in CONTESTANTS.values() for side, variant in contestants})
 QUICK_CONTESTANTS = [("regimen", "forest"), ("trl", "default")]
 QUICK = {"conversations": 2, "pairs": 1, "prompts": 1, "group_size": 2, "new_tokens": 4, "forest_completion": 8}
 QUICK |= {"steps": 1, "warmup": 1, "longest": 256}
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {target} exists; to fix: choose another --output, or pass --overwrite", file=sys.stderr)
         return 2
     contestants = {name: QUICK_CONTESTANTS if options.quick else CONTESTANTS[name] for name in options.algorithms}
+    for name, wanted in contestants.items():
+        contestants[name] = [(side, variant) for side, variant in wanted if f"{side}-{variant}" in options.contestants]
     logs = options.output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,6 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=NAMES,
+        default=NAMES,
+        help="those alone; all of an algorithm need its memory at once",
+    )
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each contestant")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument(

@@ -1,9 +1,10 @@
 """Regimen as a contestant: `python -m training.regimen_steps ALGORITHM VARIANT SETTINGS`.
 
 It takes the steps of `regimen.pipelines.train` through the same policy, packing, losses and engine. Variants:
-`forest` (as it is), `packed` (every sequence a tree of its own: what remains when nothing is shared), and for DPO
+`forest` (as it is), `packed` (every sequence a tree of its own: what remains when nothing is shared), for DPO
 `reference` (the reference's log-probabilities inside the step: the cost of an only epoch, where `forest` has them from
-before training, as the pipeline does).
+before training, as the pipeline does), and for GRPO `checkpointed` (activations are computed again in the backward
+pass instead of kept).
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ Figures = dict[str, Any]
 Step = Callable[[int], Figures]
 
 
-def load_policy(settings: Settings, *, train: bool = True) -> LocalPolicy:
+def load_policy(settings: Settings, *, train: bool = True, checkpointed: bool = False) -> LocalPolicy:
     """The model with float32 weights and the fused AdamW."""
     options = LocalPolicyOptions(
         precision=settings.dtype,
         temperature=settings.temperature,
         optimizer_kwargs={"lr": LEARNING_RATE},
+        activation_checkpointing=checkpointed,
         train=train,
     )
     return LocalPolicy.load(settings.model, options)
@@ -118,7 +120,7 @@ def _with_logprobs(reference: LocalPolicy, sequences: list[TrainingSequence], bu
 def grpo(settings: Settings, variant: str) -> Step:
     """Sample, reward, compare with the group, step, hand the weights to the sampler."""
     rows = data.prompts(Renderer.load(settings.model), settings.total_steps * settings.prompts)
-    policy = load_policy(settings)
+    policy = load_policy(settings, checkpointed=variant == "checkpointed")
     engine = TransformersGeneration.load(settings.model, precision=settings.dtype)
     # Without stop ids every completion has its full length, so that all contestants train as many tokens.
     sampling = Sampling(temperature=settings.temperature, max_new_tokens=settings.new_tokens)
@@ -140,7 +142,7 @@ def grpo(settings: Settings, variant: str) -> Step:
             _episode(prompts[group], sample, advantage)
             for group, sample, advantage in zip(groups.tolist(), samples, advantages.tolist(), strict=True)
         ]
-        figures = update(policy, sequences, _grpo_loss, settings.micro_batch_tokens, share=variant == "forest")
+        figures = update(policy, sequences, _grpo_loss, settings.micro_batch_tokens, share=variant != "packed")
         asyncio.run(engine.update(index + 1, policy.named_tensors()))
         return {**figures, "generation_seconds": generated}
 

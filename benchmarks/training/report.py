@@ -8,7 +8,7 @@ from typing import Any
 OURS = "regimen forest"
 STATE_BYTES = 12  # of each weight: itself and AdamW's two moments, in float32
 # Where the step of ours that does as much is another variant.
-LIKE_FOR_LIKE = {("dpo", "trl default"): "regimen reference"}
+LIKE_FOR_LIKE = {("dpo", "trl default"): "regimen reference", ("grpo", "trl default"): "regimen checkpointed"}
 GIB = 2**30
 
 
@@ -40,9 +40,11 @@ def summarise(contestant: dict[str, Any], warmup: int, parameters: int) -> dict[
 def add_ratios(algorithm: str, contestants: dict[str, dict[str, Any]]) -> None:
     """Write into every other contestant how many times faster ours of the like is, and its share of the memory."""
     for name, figures in contestants.items():
-        ours = LIKE_FOR_LIKE.get((algorithm, name), OURS)
-        ours = ours if ours in contestants else OURS
-        if name.startswith("regimen") or ours not in contestants:
+        if name.startswith("regimen"):
+            continue
+        wanted = [LIKE_FOR_LIKE.get((algorithm, name), OURS), OURS, *contestants]
+        ours = next((own for own in wanted if own in contestants and own.startswith("regimen")), None)
+        if ours is None:
             continue
         rate = contestants[ours]["trained_tokens_per_second"]
         figures["compared_with"] = ours
