@@ -271,9 +271,22 @@ def _environments(request: ExportRequest, data: dict[str, DataSet]) -> Tree:
                     expected="the options that NeMo RL gives it",
                     fix=f"write env.{environment}, or data.{name}.env_name=math",
                 )
+            _refuse_own(environment, options)
             tree[environment] = options
     _note_left_out(request, given, tree)
     return tree
+
+
+def _refuse_own(environment: str, options: object) -> None:
+    """Another environment, verifier or tools than NeMo RL's: it would train on other rewards."""
+    for key in ("environment", "reward_function", "mcp_servers"):
+        if isinstance(options, dict) and cast("Tree", options).get(key) is not None:
+            raise ConfigError(
+                f"is Regimen's own, and NeMo RL's environment {environment!r} would play and judge without it",
+                where=f"env.{environment}.{key}",
+                fix=f"remove env.{environment}.{key}, so that NeMo RL's own verifier judges; or serve it to a gym "
+                "(`regimen serve --environment`) and train on NemoGymDataset rows",
+            )
 
 
 def _gym(request: ExportRequest, given: Tree) -> Tree:

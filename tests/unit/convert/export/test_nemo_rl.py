@@ -185,6 +185,12 @@ def test_importance_sampling_correction_is_said_as_it_is_trained(exported):
     assert "loss_fn.length_normalizer: left out, NeMo RL has no such option" in changes
 
 
+@pytest.mark.parametrize("key", ["environment=math", "reward_function=mine.py:judge"])
+def test_another_verifier_than_nemo_rls_is_refused(exported, key):
+    with pytest.raises(ConfigError, match=rf"env.math.{key.split('=')[0]}: is Regimen's own"):
+        exported("grpo", "ResponseDataset", PAIRS, f"env.math.{key}")
+
+
 # Mixtures
 
 
