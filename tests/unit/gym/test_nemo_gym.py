@@ -69,9 +69,22 @@ async def test_a_cut_episode_is_truncated() -> None:
     assert (row["regimen"]["outcome"], row["regimen"]["reason"]) == ("truncated", "max_output_tokens")
 
 
+async def test_an_episode_by_steps_has_its_components_where_others_have_them() -> None:
+    steps = {"reward": 1.0, "response": RESPONSE, "terminated": True, "truncated": False}
+    row = await played(httpx.Response(200, json={**steps, "info": {"won": True, "reward_components": {"a": 1.0}}}))
+    assert (row["regimen"]["outcome"], row["reward_components"]) == ("ok", {"a": 1.0})
+    row = await played(httpx.Response(200, json={**steps, "terminated": False, "truncated": True, "info": {}}))
+    assert (row["regimen"]["outcome"], row["regimen"]["reason"]) == ("truncated", "truncated")
+    assert "reward_components" not in row
+
+
+UNJUDGED = {"reward": 0.0, "response": RESPONSE, "terminated": False, "truncated": True, "info": {"judged": False}}
+
+
 @pytest.mark.parametrize(
     ("answer", "outcome", "reason"),
     [
+        (httpx.Response(200, json=UNJUDGED), "verifier_failed", "raise its max_steps"),
         (httpx.Response(500, json={"detail": "judge down"}), "environment_failed", "judge down"),
         (httpx.Response(504, text="slow"), "timed_out", "slow"),
         (httpx.Response(200, json={"response": RESPONSE}), "verifier_failed", "the reward is None"),
