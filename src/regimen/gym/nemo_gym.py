@@ -106,8 +106,16 @@ def _servers_of(block: object) -> list[tuple[str, Object]]:
 
 
 def _fronts(instance: str, server: Object, name: str) -> bool:
-    reference = server.get("agent_server")
-    return instance == name or (isinstance(reference, dict) and cast("Object", reference).get("name") == name)
+    """Whether an environment server has that name or refers to that agent; it may refer to several, by any field."""
+    if instance == name:
+        return True
+    for field, reference in server.items():
+        if not isinstance(reference, dict) or cast("Object", reference).get("name") != name:
+            continue
+        kind = cast("Object", reference).get("type")
+        if kind == _AGENTS or (kind is None and field == "agent_server"):
+            return True
+    return False
 
 
 def _config(text: str, where: str) -> Object:

@@ -24,6 +24,18 @@ CONFIG = {
     "mcqa_server": {
         "environment_servers": {"legacy_agent": {"host": "h", "port": 6, "agent_server": {"name": "mcqa_agent"}}}
     },
+    "talker_agent": {"responses_api_agents": {"simple_agent": {"host": "h", "port": 7}}},
+    "talk_server": {
+        "environment_servers": {
+            "talk": {
+                "host": "h",
+                "port": 8,
+                "agent_server": {"type": "responses_api_agents", "name": "other_agent"},
+                "user": {"type": "responses_api_agents", "name": "talker_agent"},
+                "tools": {"type": "resources_servers", "name": "old_agent"},
+            }
+        }
+    },
     "text": "not an instance",
 }
 
@@ -31,11 +43,14 @@ CONFIG = {
 def test_an_agent_is_asked_through_the_server_that_fronts_it() -> None:
     assert address_of_agent(CONFIG, "mcqa_agent", "gym") == "http://h:6"
     assert address_of_agent(CONFIG, "mcqa_server", "gym") == "http://h:6"
+    assert address_of_agent(CONFIG, "talker_agent", "gym") == "http://h:8"
     assert address_of_agent(CONFIG, "old_agent", "gym") == "http://h:5"
 
 
 def test_an_unknown_agent_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"expected one of mcqa_agent, old_agent; to fix: did you mean 'mcqa_agent'"):
+    with pytest.raises(
+        UsageError, match=r"expected one of mcqa_agent, old_agent, talker_agent; to fix: did you mean 'mcqa_agent'"
+    ):
         address_of_agent(CONFIG, "mcqa_agnt", "gym")
     twice = {**CONFIG, "second": CONFIG["mcqa_server"]}
     with pytest.raises(UsageError, match="2 environment servers"):
