@@ -133,11 +133,39 @@ def test_conversion_is_compared_on_equal_rows(tmp_path: Path) -> None:
     assert len((tmp_path / "convert.md").read_text(encoding="utf-8").splitlines()) == 5
 
 
-def test_collecting_is_measured_with_the_model_here_and_elsewhere() -> None:
+def test_collecting_is_measured_here_and_through_servers() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "collect.py"), "--episodes", "50", "--concurrency", "4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
-    assert [row[:3] for row in rows] == [["loop", "4", "50"], ["http", "4", "50"]]
+    assert [row[:3] for row in rows] == [["loop", "4", "50"], ["http", "4", "50"], ["served", "4", "50"]]
     assert all(float(cell) > 0 for row in rows for cell in row[3:])
+
+
+def test_the_gyms_collector_is_measured_by_its_progress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    beside = importlib.import_module("collection.beside")
+    said = "Collecting:  50%|##  | 1/2 [00:01<00:01, 9.00it/s]\rCollecting: 100%|####| 2/2 [00:04<00:00,  2.00s/it]"
+    gym = tmp_path / "gym"
+    lines = ["#!/usr/bin/env python3", "import sys", "at = sys.argv.index('--output')"]
+    lines += ["open(sys.argv[at + 1], 'w').write('{}\\n{}\\n')", f"print({said!r})"]
+    gym.write_text("\n".join(lines), encoding="utf-8")
+    gym.chmod(0o755)
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("{}\n", encoding="utf-8")
+    asked = (str(gym), "a", tasks)
+    assert beside.measure_theirs(*asked, 2, 1, tmp_path / "rollouts.jsonl") == 0.5
+    with pytest.raises(SystemExit, match="has not written 3 episodes"):
+        beside.measure_theirs(*asked, 3, 1, tmp_path / "rollouts.jsonl")
+    with pytest.raises(SystemExit, match="there is no command"):
+        beside.measure_theirs("no-such-gym", "a", tasks, 1, 1, tmp_path / "rollouts.jsonl")
+    results = [
+        {"kind": kind, "concurrency": 64, "turn": turn, "episodes": 9, "episodes_per_second": rate * turn}
+        for turn in (1, 2)
+        for kind, rate in ((beside.THEIRS, 2.0), ("http", 7.0))
+    ]
+    assert beside.table(results).splitlines()[2:] == [
+        "| NeMo Gym's collector, on its servers | 64 | 9 | 2.0 | 4.0 | 1.0 |",
+        "| `regimen collect --model-url` | 64 | 9 | 7.0 | 14.0 | 3.5 |",
+    ]

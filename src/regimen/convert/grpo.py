@@ -24,7 +24,7 @@ from regimen.errors import ConvertError, RolloutError
 from regimen.rollouts.indexed import IndexedRow, RowReader
 from regimen.rollouts.lines import decode_row
 from regimen.rollouts.messages import input_messages
-from regimen.rollouts.records import SAMPLING_SETTINGS, Source, canonical_bytes, is_metric
+from regimen.rollouts.records import SAMPLING_SETTINGS, Source, canonical_bytes, info_of, is_metric
 
 # Names under which people keep the right answer, in the order they are believed.
 ANSWER_FIELDS = (
@@ -132,7 +132,8 @@ class TaskReader:
 
 def candidates_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a row that are ground truth if every repeat has them alike."""
-    return tuple([name for name, value in row.items() if value is not None and _may_be_truth(name, value)])
+    names = [name for name, value in row.items() if value is not None and _may_be_truth(name, value)]
+    return tuple([name for name in names if name != "info" or not info_of(row)])
 
 
 def fields_of_line(line: bytes, names: tuple[str, ...]) -> dict[str, Any]:

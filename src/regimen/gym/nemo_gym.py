@@ -19,6 +19,7 @@ from regimen.gym.environment import Task
 from regimen.gym.protocol import failure_fields, is_failure, request_params, stamps
 from regimen.registry import did_you_mean
 from regimen.rollouts.outcomes import Outcome
+from regimen.rollouts.records import info_of, outcome_of_steps
 
 Object = dict[str, Any]
 _AGENTS = "responses_api_agents"
@@ -105,8 +106,16 @@ def _servers_of(block: object) -> list[tuple[str, Object]]:
 
 
 def _fronts(instance: str, server: Object, name: str) -> bool:
-    reference = server.get("agent_server")
-    return instance == name or (isinstance(reference, dict) and cast("Object", reference).get("name") == name)
+    """Whether an environment server has that name or refers to that agent; it may refer to several, by any field."""
+    if instance == name:
+        return True
+    for field, reference in server.items():
+        if not isinstance(reference, dict) or cast("Object", reference).get("name") != name:
+            continue
+        kind = cast("Object", reference).get("type")
+        if kind == _AGENTS or (kind is None and field == "agent_server"):
+            return True
+    return False
 
 
 def _config(text: str, where: str) -> Object:
@@ -136,12 +145,29 @@ def _judged(reply: Object, params: Object) -> Object:
         kind = str(reply.get("failure_kind") or "masked")
         reason = str(reply.get("failure_reason") or "the episode is masked")
         return {**kept, **_failed(params, Outcome.VERIFIER_FAILED, kind, reason), "response": response}
-    cut = cast("Object", response).get("incomplete_details")
-    outcome = Outcome.TRUNCATED if cut else Outcome.OK
-    reason = cast("Object", cut).get("reason") if isinstance(cut, dict) else None
+    outcome, reason = _end_of(reply, cast("Object", response))
+    if not outcome.is_scored:
+        return {**kept, **_failed(params, outcome, "GymError", str(reason)), "response": response}
     usage = cast("Object", response).get("usage") or {"output_tokens": 0}
     response = {**cast("Object", response), "usage": usage}
-    return {**reply, "response": response, "regimen": {**_stamp(reply), "outcome": outcome.value, "reason": reason}}
+    stamp = {**_stamp(reply), "outcome": outcome.value, "reason": reason}
+    return {**_components(reply), **reply, "response": response, "regimen": stamp}
+
+
+def _end_of(reply: Object, response: Object) -> tuple[Outcome, str | None]:
+    """How a judged episode ended."""
+    by_steps = outcome_of_steps(reply)
+    if by_steps is not None:
+        return by_steps
+    cut = response.get("incomplete_details")
+    reason = cast("Object", cut).get("reason") if isinstance(cut, dict) else None
+    return Outcome.TRUNCATED if cut else Outcome.OK, reason
+
+
+def _components(reply: Object) -> Object:
+    """The components of the reward where an episode by steps has them, in the place where others have them."""
+    found = info_of(reply).get("reward_components")
+    return {"reward_components": found} if isinstance(found, dict) and found else {}
 
 
 def _stamp(reply: Object) -> Object:

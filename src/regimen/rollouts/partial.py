@@ -53,7 +53,8 @@ PARTIAL_FIELDS = frozenset({"responses_create_params", "response", "output"})
 # What `outcome_of`, `environment_of`, `index_of` and `reward_of` look at, besides the response.
 WHOLE_FIELDS = (
     "regimen", "mask_sample", "failure_kind", "failure_reason", "_ng_failure_class", "_ng_failure_message",
-    "agent_ref", "_ng_environment_server", "_ng_task_index", "_ng_rollout_index", "reward",
+    "agent_ref", "_ng_environment_server", "_ng_task_index", "_ng_rollout_index", "reward", "terminated", "truncated",
+    "info",
 )  # fmt: skip
 
 
@@ -105,6 +106,7 @@ class _Usual(msgspec.Struct, gc=False):
     task_index: int = msgspec.field(name="_ng_task_index")
     rollout_index: int = msgspec.field(name="_ng_rollout_index")
     mask_sample: bool | None = None
+    truncated: bool | None = None
     failure_kind: None = None
     failure_class: None = msgspec.field(name="_ng_failure_class", default=None)
     regimen: _Stamp | None = None
@@ -155,7 +157,7 @@ class RowScanner:
         except (msgspec.DecodeError, RecursionError):
             return None
         task, rollout, params, name = row.task_index, row.rollout_index, row.responses_create_params, row.agent_ref.name
-        is_marked = row.mask_sample or not name or abs(row.reward) > LARGEST_REWARD
+        is_marked = row.mask_sample or row.truncated or not name or abs(row.reward) > LARGEST_REWARD
         asked = bytes(params.input)
         if is_marked or not (-SIGN <= task < SIGN and -SIGN <= rollout < SIGN) or asked[0] not in b'"[':
             return None

@@ -27,6 +27,9 @@ NUMBERS = frozenset({bool, int, float})
 # A larger one is an error of the verifier, and its square would not fit a float.
 LARGEST_REWARD = 1e100
 
+# In the `info` of an episode that is played by steps: false where it was never judged, and its reward says nothing.
+JUDGED = "judged"
+
 # Settings of the request that do not change which task it is.
 SAMPLING_SETTINGS = frozenset(
     {
@@ -133,8 +136,27 @@ def outcome_of(row: dict[str, Any]) -> tuple[Outcome, str | None]:
         kind = _text(row.get("failure_kind")) or _text(row.get("_ng_failure_class")) or "mask_sample"
         detail = _text(row.get("failure_reason")) or _text(row.get("_ng_failure_message"))
         return outcome_of_failure(kind), f"{kind}: {detail}" if detail else kind
+    by_steps = outcome_of_steps(row)
+    if by_steps is not None:
+        return by_steps
     response = row.get("response")
     return _response_outcome(cast("dict[str, Any]", response)) if isinstance(response, dict) else (Outcome.OK, None)
+
+
+def outcome_of_steps(row: Mapping[str, Any]) -> tuple[Outcome, str] | None:
+    """How an episode by steps ended, where that is not its own end: unjudged, or cut. None for every other row."""
+    if row.get("truncated") is not True or row.get("terminated") is not False:
+        return None
+    if info_of(row).get(JUDGED) is False:
+        return Outcome.VERIFIER_FAILED, "the agent stopped before the environment judged: raise its max_steps"
+    return Outcome.TRUNCATED, "truncated"
+
+
+def info_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The verifier's fields of an episode by steps, which NeMo Gym keeps in `info`; empty for every other row."""
+    info = row.get("info")
+    is_by_steps = type(row.get("terminated")) is bool and type(row.get("truncated")) is bool
+    return cast("dict[str, Any]", info) if is_by_steps and isinstance(info, dict) else {}
 
 
 def _response_outcome(response: dict[str, Any]) -> tuple[Outcome, str | None]:
@@ -269,8 +291,15 @@ def _tokens_are_sound(item: dict[str, Any]) -> bool:
 
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row that are neither its reward nor stamps nor answers; true and false as 1 and 0."""
-    return {key: float(value) for key, value in row.items() if type(value) in NUMBERS and is_metric(key, value)}
+    """The numbers of a row that are neither its reward nor stamps nor answers; true and false as 1 and 0.
+
+    Those of an episode by steps stand in its `info`, and are called as they are found, `info.num_steps`.
+    """
+    metrics = {key: float(value) for key, value in row.items() if type(value) in NUMBERS and is_metric(key, value)}
+    for key, value in info_of(row).items():
+        if key != JUDGED and is_metric(key, value):
+            metrics[f"info.{key}"] = float(value)
+    return metrics
 
 
 def is_metric(name: str, value: object) -> bool:
@@ -281,7 +310,7 @@ def is_metric(name: str, value: object) -> bool:
 
 
 def _components(row: dict[str, Any]) -> dict[str, float]:
-    found = row.get("reward_components")
+    found = row.get("reward_components") or info_of(row).get("reward_components")
     if not isinstance(found, dict):
         return {}
     numbers = {str(key): _finite(value) for key, value in cast("dict[Any, Any]", found).items()}

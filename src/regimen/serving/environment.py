@@ -1,9 +1,9 @@
 """An environment over NeMo Gym's wire: what NeMo Gym calls a resources server.
 
 In: an `Environment`. Out: a Starlette application with `/seed_session`, one path per tool, `/verify`,
-`/close_session` and `/aggregate_metrics`, and with `/reset` and `/step` what NeMo Gym calls a Gymnasium server; the
-session travels in a cookie. What a tool says is the body of its answer,
-as text; a call that the tool refuses has status 400 and the text for the model.
+`/close_session` and `/aggregate_metrics`, and with `/reset`, `/step` and `/close` what NeMo Gym calls a Gymnasium
+server; the session travels in a cookie. What a tool says is the body of its answer, as text; a call that the tool
+refuses has status 400 and the text for the model.
 Refuses: rows that are no task rows, tool calls and verdicts without the session they belong to. A verdict that fails
 is an error, never a reward.
 """
@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -29,6 +30,7 @@ from regimen.gym.aggregate import aggregate_metrics
 from regimen.gym.environment import Environment, Task, ToolError, Verdict
 from regimen.gym.protocol import observation_item, tool_output_item, verdict_fields
 from regimen.rollouts.messages import chat_tools, input_messages
+from regimen.rollouts.records import JUDGED
 from regimen.serving.answers import (
     DATA_ERRORS,
     HEALTH_PATHS,
@@ -41,9 +43,12 @@ from regimen.serving.answers import (
 )
 from regimen.serving.guard import ServerLimits
 from regimen.serving.openapi import environment_document
+from regimen.serving.prefix import WithoutPrefix
 from regimen.serving.sessions import Session, Sessions
 
 COOKIE = "regimen_session"
+# What `/reset` promises to NeMo Gym's agent: `/close` ends the episode, a step may be sent again.
+_PROMISES = {"supports_explicit_close": True, "supports_step_idempotency": True}
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _NAME_LENGTH = 200
 Result = TypeVar("Result")
@@ -81,12 +86,18 @@ def environment_app(
         post("/verify", service.verify),
         post("/reset", service.reset),
         post("/step", service.step),
+        post("/close", service.close_session),
         post("/close_session", service.close_session),
         post("/aggregate_metrics", service.aggregate_metrics),
         *extra,
         post("/{tool}", service.call),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(WithoutPrefix)],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: not_found},
+    )
 
 
 class EnvironmentService:
@@ -143,16 +154,26 @@ class EnvironmentService:
         """Begin an episode that is played by steps. The prompt holds the first observation already."""
         row = task_row(body)
         session = await self._run(self.sessions.open(Task(task_index(row), row)))
-        return _with_cookie({"observation": None, "info": {}}, session)
+        info = {**_PROMISES, "max_turns": self.environment.playing(session.task).max_turns}
+        return _with_cookie({"observation": None, "info": info}, session)
 
     async def step(self, request: Request, body: Body) -> Response:
-        """Take a turn of the model, in `response`: run its calls or its action; judge where the episode ends."""
+        """Take a turn of the model, in `response`: run its calls or its action; judge where the episode ends.
+
+        A step that is sent again under its id has the same answer. Agents that give their steps ids close what they
+        began; of the others the episode is closed with its last step.
+        """
         items = _items(_object(body, "response"))
+        step_id = _step_id(body)
         async with self._turn(request) as session:
-            if session is None:
+            if session is not None and step_id is not None and session.step_id == step_id:
+                return _with_cookie(session.reply, session)
+            if session is None or session.is_over:
                 raise RequestError("no episode was begun", code="no_session", fix="POST the task to /reset first")
             reply = await self._stepped(session, items)
-        if reply["terminated"] or reply["truncated"]:
+            session.step_id, session.reply = step_id, reply
+            session.is_over = session.is_verified = reply["terminated"] or reply["truncated"]
+        if session.is_over and step_id is None:
             await self.sessions.close(session)
         return _with_cookie(reply, session)
 
@@ -167,10 +188,10 @@ class EnvironmentService:
         if said is not None:
             session.output.append(observation_item(said))
         is_over = not calls and said is None
-        is_cut = not is_over and session.num_steps >= self.environment.max_turns
+        is_cut = not is_over and session.num_steps >= self.environment.playing(session.task).max_turns
         reply: Body = {"observation": said, "reward": 0.0, "terminated": is_over, "truncated": is_cut}
         if not is_over and not is_cut:
-            return {**reply, "info": {"tool_outputs": outputs}}
+            return {**reply, "info": {"tool_outputs": outputs, JUDGED: False}}
         verdict = await self._run(self.environment.verify(session.state, session.task, session.output))
         check_verdict(verdict)
         info = {**verdict.metrics, "reward_components": verdict.components, "tool_outputs": outputs}
@@ -299,6 +320,14 @@ def _with_cookie(body: Body, session: Session) -> Response:
     response = answer(body)
     response.set_cookie(COOKIE, session.key, path="/", httponly=True, samesite="strict")
     return response
+
+
+def _step_id(body: Body) -> str | None:
+    """What the agent calls this step, where it does."""
+    name = body.get("_ng_step_request_id")
+    if name is not None and (not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH):
+        raise RequestError("_ng_step_request_id is no name", expected=f"1 to {_NAME_LENGTH} characters")
+    return name
 
 
 def _items(response: Body) -> list[Body]:

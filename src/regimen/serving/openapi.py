@@ -72,6 +72,7 @@ def environment_document(environment: Environment, with_agent: bool = False) -> 
         "/verify": _post("Judge an episode", VERIFY),
         "/reset": _post("Begin an episode that is played by steps", TASK_ROW),
         "/step": _post("Take a turn of the model", VERIFY),
+        "/close": _post("End an episode that is played by steps", _OBJECT),
         "/close_session": _post("End an episode", CLOSE),
         "/aggregate_metrics": _post("Figures of finished episodes", METRICS),
     }

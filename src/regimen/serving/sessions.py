@@ -34,6 +34,9 @@ class Session:
         self.is_verified = False
         self.output: list[dict[str, Any]] = []  # of an episode that is played by steps
         self.num_steps = 0
+        self.is_over = False
+        self.step_id: str | None = None  # of the last step, and what it was answered
+        self.reply: dict[str, Any] = {}
         self.turn = asyncio.Lock()
 
 

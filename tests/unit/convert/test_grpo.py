@@ -61,6 +61,13 @@ def test_fields_of_rollout_rows_that_are_measured_or_vary_are_no_ground_truth(ma
     assert task_fields(repeats) == ({"expected_answer": 12, "topic": "sums"}, "rollout_row")
 
 
+def test_what_a_step_wise_environment_found_out_is_no_ground_truth(make_task_rollout):
+    measured = {"terminated": True, "truncated": False, "info": {"won": True}}
+    for fields, place in ((measured, "nowhere"), ({"info": {"level": 3}}, "rollout_row")):
+        (repeats,) = tasks_of([make_task_rollout(fields=fields)])
+        assert task_fields(repeats) == ({"info": {"level": 3}} if place == "rollout_row" else {}, place)
+
+
 def test_sampling_settings_and_nulls_of_a_rollout_row_stay_behind(make_task_rollout):
     params = {"input": "q", "temperature": 0.7, "model": "m", "tools": None, "tool_choice": "auto"}
     (example,) = build_grpo([make_task_rollout(params=params)], _options(), Ledger())

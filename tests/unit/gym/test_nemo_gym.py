@@ -24,6 +24,18 @@ CONFIG = {
     "mcqa_server": {
         "environment_servers": {"legacy_agent": {"host": "h", "port": 6, "agent_server": {"name": "mcqa_agent"}}}
     },
+    "talker_agent": {"responses_api_agents": {"simple_agent": {"host": "h", "port": 7}}},
+    "talk_server": {
+        "environment_servers": {
+            "talk": {
+                "host": "h",
+                "port": 8,
+                "agent_server": {"type": "responses_api_agents", "name": "other_agent"},
+                "user": {"type": "responses_api_agents", "name": "talker_agent"},
+                "tools": {"type": "resources_servers", "name": "old_agent"},
+            }
+        }
+    },
     "text": "not an instance",
 }
 
@@ -31,11 +43,14 @@ CONFIG = {
 def test_an_agent_is_asked_through_the_server_that_fronts_it() -> None:
     assert address_of_agent(CONFIG, "mcqa_agent", "gym") == "http://h:6"
     assert address_of_agent(CONFIG, "mcqa_server", "gym") == "http://h:6"
+    assert address_of_agent(CONFIG, "talker_agent", "gym") == "http://h:8"
     assert address_of_agent(CONFIG, "old_agent", "gym") == "http://h:5"
 
 
 def test_an_unknown_agent_names_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"expected one of mcqa_agent, old_agent; to fix: did you mean 'mcqa_agent'"):
+    with pytest.raises(
+        UsageError, match=r"expected one of mcqa_agent, old_agent, talker_agent; to fix: did you mean 'mcqa_agent'"
+    ):
         address_of_agent(CONFIG, "mcqa_agnt", "gym")
     twice = {**CONFIG, "second": CONFIG["mcqa_server"]}
     with pytest.raises(UsageError, match="2 environment servers"):
@@ -69,9 +84,22 @@ async def test_a_cut_episode_is_truncated() -> None:
     assert (row["regimen"]["outcome"], row["regimen"]["reason"]) == ("truncated", "max_output_tokens")
 
 
+async def test_an_episode_by_steps_has_its_components_where_others_have_them() -> None:
+    steps = {"reward": 1.0, "response": RESPONSE, "terminated": True, "truncated": False}
+    row = await played(httpx.Response(200, json={**steps, "info": {"won": True, "reward_components": {"a": 1.0}}}))
+    assert (row["regimen"]["outcome"], row["reward_components"]) == ("ok", {"a": 1.0})
+    row = await played(httpx.Response(200, json={**steps, "terminated": False, "truncated": True, "info": {}}))
+    assert (row["regimen"]["outcome"], row["regimen"]["reason"]) == ("truncated", "truncated")
+    assert "reward_components" not in row
+
+
+UNJUDGED = {"reward": 0.0, "response": RESPONSE, "terminated": False, "truncated": True, "info": {"judged": False}}
+
+
 @pytest.mark.parametrize(
     ("answer", "outcome", "reason"),
     [
+        (httpx.Response(200, json=UNJUDGED), "verifier_failed", "raise its max_steps"),
         (httpx.Response(500, json={"detail": "judge down"}), "environment_failed", "judge down"),
         (httpx.Response(504, text="slow"), "timed_out", "slow"),
         (httpx.Response(200, json={"response": RESPONSE}), "verifier_failed", "the reward is None"),

@@ -32,6 +32,8 @@ ROWS = [
     {**FULL, "regimen": {"outcome": "truncated", "reason": "token limit"}, "_ng_environment_server": "calculator"},
     {**FULL, "response": {"output": [SAID], "status": "incomplete", "incomplete_details": {"reason": "length"}}},
     {**STAMPS, "_ng_failure_class": "agent_run_error", "_ng_failure_message": "500"},
+    {**FULL, **STAMPS, "terminated": False, "truncated": True, "info": {"judged": False}},
+    {**FULL, **STAMPS, "terminated": True, "truncated": False, "info": {"won": True, "reward_components": {"a": 1}}},
 ]
 VALUES = [
     None, True, False, 0, -1, 1.5, 1e308, 10**30, -(2**63) - 1, 2**63, 10**400, "", "x", "1.0", [], {}, [1], ["a"],

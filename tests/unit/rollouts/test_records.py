@@ -100,6 +100,30 @@ def test_truncated_episodes_are_scored():
     assert (rollout.outcome, rollout.reason, rollout.reward) == (Outcome.TRUNCATED, "max_output_tokens", 0.5)
 
 
+def by_steps(terminated, truncated, **info):
+    """A row as NeMo Gym's agent for step-wise environments makes it."""
+    return row(reward=0.0, terminated=terminated, truncated=truncated, info={"tool_outputs": [], **info})
+
+
+def test_an_episode_by_steps_is_judged_where_the_environment_ended_it():
+    ended = rollout_from_row(by_steps(True, False, won=True, score=2, name="x", reward_components={"a": 1}), SOURCE)
+    assert (ended.outcome, ended.reason, ended.reward) == (Outcome.OK, None, 0.0)
+    assert ended.metrics == {"terminated": 1.0, "truncated": 0.0, "info.won": 1.0, "info.score": 2.0}
+    assert ended.components == {"a": 1.0}
+    cut = rollout_from_row(by_steps(False, True, won=False), SOURCE)
+    assert (cut.outcome, cut.reason, cut.reward) == (Outcome.TRUNCATED, "truncated", 0.0)
+    unjudged = rollout_from_row(by_steps(False, True, judged=False), SOURCE)
+    assert (unjudged.outcome, unjudged.reward) == (Outcome.VERIFIER_FAILED, None)
+    assert unjudged.metrics == {"terminated": 0.0, "truncated": 1.0}
+
+
+def test_fields_of_these_names_in_other_rows_say_nothing_of_the_end():
+    for fields in ({"truncated": True}, {"truncated": True, "info": {"judged": False}}, {"info": {"score": 1}}):
+        found = rollout_from_row(row(**fields), SOURCE)
+        assert (found.outcome, found.reward) == (Outcome.OK, 1.0)
+        assert "info.score" not in found.metrics
+
+
 def test_our_stamp_decides_before_other_fields():
     stamped = row(mask_sample=True, regimen={"outcome": "truncated", "reason": "token limit"})
     assert rollout_from_row(stamped, SOURCE).outcome is Outcome.TRUNCATED

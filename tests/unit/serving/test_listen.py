@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from regimen.errors import UsageError
-from regimen.serving.listen import TOKEN_VARIABLE, address_of, bind, token_for
+from regimen.serving.environment import environment_app
+from regimen.serving.guard import ServerLimits
+from regimen.serving.listen import TOKEN_VARIABLE, address_of, bind, server_of, token_for
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +62,19 @@ def test_a_taken_address_is_refused() -> None:
         assert address_of(first) == f"http://{host}:{port}"
         with pytest.raises(UsageError, match=f"127.0.0.1:{port}: address already in use"):
             bind("127.0.0.1", port)
+
+
+async def test_no_answer_waits_for_an_acknowledgement(kit: Any) -> None:
+    with bind("127.0.0.1", 0) as listening:
+        server = server_of(environment_app(kit.Memory()), ServerLimits(), None)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        _, writer = await asyncio.open_connection(*listening.getsockname())
+        async with asyncio.timeout(10):
+            while not server.server_state.connections:
+                await asyncio.sleep(0.01)
+        (protocol,) = server.server_state.connections
+        accepted: Any = protocol.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+        server.should_exit = True
+        await serving
