@@ -21,6 +21,8 @@ from regimen.errors import ConfigError, GymError
 from regimen.gym.environment import Environment, Split, Task, Verdict, load_environment
 
 MIXTURE = "mixture"
+# Names the entry in a task's row, beside `agent_ref`, where a collector that asks a served mixture writes its agent.
+MEMBER = "_ng_mixture_environment"
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -64,7 +66,7 @@ class Mixture(Environment):
 
     def playing(self, task: Task) -> Environment:
         """The entry that the task's row names."""
-        name = str(cast("dict[str, Any]", task.row.get("agent_ref") or {}).get("name"))
+        name = str(task.row.get(MEMBER) or cast("dict[str, Any]", task.row.get("agent_ref") or {}).get("name"))
         if name not in self.members:
             raise GymError(
                 f"the task's environment {name!r} is not in the mixture", expected=f"one of {', '.join(self.members)}"
@@ -140,7 +142,7 @@ def mixed(sources: Sequence[Drawn]) -> list[Task]:
         task, name = next(left[number], None), sources[number].name
         if task is None:
             break
-        row = task.row if name is None else {**task.row, "agent_ref": {"name": name}}
+        row = task.row if name is None else {**task.row, "agent_ref": {"name": name}, MEMBER: name}
         result.append(Task(len(result), row))
     return result
 

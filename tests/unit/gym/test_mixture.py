@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from regimen.errors import ConfigError
+from regimen.errors import ConfigError, GymError
 from regimen.gym.aggregate import aggregate_by_environment
 from regimen.gym.conformance import check_environment, message
 from regimen.gym.environment import Environment, Task, Verdict, load_environment
-from regimen.gym.mixture import Drawn, Mixture, in_turn, mixed
+from regimen.gym.mixture import MEMBER, Drawn, Mixture, in_turn, mixed
 
 ENTRIES = {"multiple_choice": {"weight": 3}, "sums": {"environment": "calculator", "weight": 1}}
 
@@ -45,7 +45,7 @@ def test_tasks_are_those_of_the_entries_under_their_names(mixture: Environment) 
     assert [task.index for task in tasks] == list(range(8))
     assert Counter(names_of(tasks)) == {"multiple_choice": 6, "sums": 2}
     own = [task.row for task in load_environment("calculator").tasks("train", 2)]
-    assert [{**row, "agent_ref": {"name": "sums"}} for row in own] == [
+    assert [{**row, "agent_ref": {"name": "sums"}, MEMBER: "sums"} for row in own] == [
         task.row for task in tasks if task.row["agent_ref"]["name"] == "sums"
     ]
     assert [task.row for task in mixture.tasks("train", 5)] == [task.row for task in tasks[:5]]
@@ -53,6 +53,16 @@ def test_tasks_are_those_of_the_entries_under_their_names(mixture: Environment) 
 
 async def test_the_promises_of_environments_hold(mixture: Environment) -> None:
     assert [check for check in await check_environment(mixture, 8) if check.problem] == []
+
+
+def test_the_entry_is_known_where_a_collector_writes_its_own_agent(mixture: Environment) -> None:
+    task = mixture.tasks("train", 8)[-1]
+    name = task.row["agent_ref"]["name"]
+    sent = Task(task.index, {**task.row, "agent_ref": {"name": "an_agent"}})
+    assert mixture.playing(sent).name == name
+    foreign = Task(0, {"agent_ref": {"name": "an_agent"}})
+    with pytest.raises(GymError, match="'an_agent' is not in the mixture; expected one of multiple_choice, sums"):
+        mixture.playing(foreign)
 
 
 async def test_an_entry_that_observes_is_played_through_the_mixture() -> None:
