@@ -20,6 +20,7 @@ import pytest
 import yaml
 from tests.fixtures.tiny_model import save_tiny_model
 
+from regimen.errors import ConfigError
 from regimen.pipelines.export import export
 from regimen.registry import PARTS
 
@@ -549,6 +550,33 @@ def test_trl_trains_the_same_adapters(tmp_path: Path, name: str) -> None:
     assert "STEPS 1" in said
     found = [f"layers.0.{part}" for part in ("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.q_proj")]
     assert f"LAYERS {' '.join(found)}\n" in said
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ({"dimm": 64}, r"lora_cfg\.dimm: unknown key; to fix: did you mean 'dim'"),
+        ({"dim": "many"}, r"lora_cfg\.dim: "),
+        ({"match_all_linear": True, "target_modules": ["q_proj"]}, "beside target_modules"),
+        ({"match_all_linear": False}, "without target_modules"),
+        (True, "is True; expected a mapping"),
+    ],
+)
+def test_adapters_that_would_be_others_are_not_exported_to_trl(tmp_path: Path, lora: Any, says: str) -> None:
+    tree = trl_source(tmp_path, "openai")
+    tree["policy"]["dtensor_cfg"] = {"lora_cfg": {"enabled": True, **lora} if isinstance(lora, dict) else lora}
+    with pytest.raises(ConfigError, match=says):
+        export("trl", tree, tmp_path / "out")
+
+
+def test_what_peft_does_otherwise_is_told(tmp_path: Path) -> None:
+    tree = trl_source(tmp_path, "openai")
+    tree["policy"]["dtensor_cfg"] = {"lora_cfg": {"enabled": True, "dropout": 0.1}}
+    told = export("trl", tree, tmp_path / "out").changes
+    assert any("dropout_position: post, but peft" in change for change in told)
+    assert any("lora_A_init: xavier, but peft" in change for change in told)
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["lora"]["lora_dropout"] == 0.1
 
 
 LOADED = """

@@ -68,20 +68,21 @@ async def find_agent(head_url: str, name: str, *, key: str | None = None, second
 def address_of_agent(config: Object, name: str, where: str) -> str:
     """Where the agent's `/run` is: at the environment server that fronts it, else at itself."""
     agents: list[str] = []
-    fronting: list[Object] = []
+    fronting: dict[bool, list[Object]] = {True: [], False: []}  # those that are its own, and those that use it
     own: Object | None = None
     for instance, block in config.items():
         for kind, server in _servers_of(block):
             if kind == _AGENTS:
                 agents.append(instance)
                 own = server if instance == name else own
-            elif kind == _SERVERS and _fronts(instance, server, name):
-                fronting.append(server)
-    if len(fronting) > 1:
+            elif kind == _SERVERS and (is_its_own := _fronts(instance, server, name)) is not None:
+                fronting[is_its_own].append(server)
+    nearest = fronting[True] or fronting[False]
+    if len(nearest) > 1:
         raise UsageError(
-            f"{len(fronting)} environment servers front the agent {name!r}", where=where, fix="name one of them"
+            f"{len(nearest)} environment servers front the agent {name!r}", where=where, fix="name one of them"
         )
-    found = fronting[0] if fronting else own
+    found = nearest[0] if nearest else own
     if found is None:
         raise UsageError(
             f"there is no agent {name!r}",
@@ -105,17 +106,22 @@ def _servers_of(block: object) -> list[tuple[str, Object]]:
     return found
 
 
-def _fronts(instance: str, server: Object, name: str) -> bool:
-    """Whether an environment server has that name or refers to that agent; it may refer to several, by any field."""
-    if instance == name:
+def _fronts(instance: str, server: Object, name: str) -> bool | None:
+    """Whether an environment server is that agent's own (it has the name, or names the agent in `agent_server`).
+
+    False where it refers to the agent by another field, None where it does not.
+    """
+    fields = {field for field, value in server.items() if _refers(field, value, name)}
+    if instance == name or "agent_server" in fields:
         return True
-    for field, reference in server.items():
-        if not isinstance(reference, dict) or cast("Object", reference).get("name") != name:
-            continue
-        kind = cast("Object", reference).get("type")
-        if kind == _AGENTS or (kind is None and field == "agent_server"):
-            return True
-    return False
+    return False if fields else None
+
+
+def _refers(field: str, reference: object, name: str) -> bool:
+    if not isinstance(reference, dict) or cast("Object", reference).get("name") != name:
+        return False
+    kind = cast("Object", reference).get("type")
+    return kind == _AGENTS or (kind is None and field == "agent_server")
 
 
 def _config(text: str, where: str) -> Object:

@@ -7,7 +7,7 @@ Refuses: episodes older than the bound.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from regimen.errors import RunError
 from regimen.pipelines.batch import Batch
@@ -43,13 +43,16 @@ class AheadBatches:
         return batch
 
     def settle(self) -> None:
-        """Wait until nothing is being played; what went wrong there is raised when the batch is asked for."""
+        """Wait until nothing is being played; raises what went wrong there.
+
+        At once, and not when the batch is asked for: weights are handed over by all processes together, and the others
+        of a process whose episodes failed still wait for these.
+        """
         if self._playing is not None:
-            wait([self._playing[1]])
+            self._playing[1].result()
 
     def close(self) -> None:
         """End the thread, once the episodes under way have ended."""
-        self.settle()
         self._thread.shutdown(wait=True)
 
     def _play(self, step: int) -> tuple[int, Future[Batch]]:

@@ -26,7 +26,14 @@ from regimen.gym.environment import Environment, Task
 from regimen.pipelines.batch import Batch, EpisodeLedger, add_episodes, in_total
 from regimen.pipelines.datasets import Dataset
 from regimen.pipelines.processes import pooled
-from regimen.pipelines.scoring import check_episodes, dropped_episodes, score_episodes, varied_tasks, with_tokens
+from regimen.pipelines.scoring import (
+    check_episodes,
+    dropped_episodes,
+    rewards_by_environment,
+    score_episodes,
+    varied_tasks,
+    with_tokens,
+)
 from regimen.policy.ranks import Ranks, current_ranks
 from regimen.tokens.forest import normalisers
 from regimen.tokens.template import Renderer
@@ -251,13 +258,13 @@ class EpisodeBatches(_AtOnce):
         """Play batches of tasks until enough groups differ in reward; the others are counted and left out."""
         wanted, limit = self.grpo.num_prompts_per_step, self.grpo.dynamic_sampling_max_gen_batches
         kept: list[int] = []
-        rows, failures, rewards = list[dict[str, Any]](), list[dict[str, Any]](), list[float]()
+        rows, failures, scored = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
         everything, dropped = list[dict[str, Any]](), EpisodeLedger()
         attempt = 0
         for attempt, tasks in enumerate(self.order.draws(step), 1):
             played = self._play(tasks, step, attempt)
             everything += [*played.rows, *played.failures]
-            rewards += [row["reward"] for row in with_tokens(played.rows, {})[0]]
+            scored += with_tokens(played.rows, {})[0]
             varied = varied_tasks(self.algorithm, played.rows)
             chosen = [task.index for task in tasks if task.index in varied]
             room = wanted - len(kept)
@@ -278,7 +285,8 @@ class EpisodeBatches(_AtOnce):
         add_episodes(batch.episodes, dropped)
         check_episodes(batch.episodes, everything)
         batch.metrics |= {
-            "reward": float(np.mean(rewards)),
+            "reward": float(np.mean([row["reward"] for row in scored])),
+            **rewards_by_environment(scored, batch.episodes),
             "filtered_reward": batch.metrics["reward"],
             "dynamic_sampling_num_gen_batches": float(attempt),
             "dynamic_sampling_num_discarded_valid_samples": float(in_total(dropped)["dropped_surplus"]),

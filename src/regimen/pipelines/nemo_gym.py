@@ -16,6 +16,8 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -44,6 +46,8 @@ from regimen.tokens.template import Renderer
 Row = dict[str, Any]
 Result = TypeVar("Result")
 _START_SECONDS = 30.0
+_PLAYING = "playing"
+_PROGRESS_SECONDS = 10.0  # a process that waits for the episodes of another hears this often that they are played
 
 
 class TrainingEngine(Engine):
@@ -110,10 +114,12 @@ class GymServer:
         self._thread.start()
         self.run(self._started())
 
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Let the thread do `work`; an interrupt cancels it."""
+    def run(self, work: Coroutine[Any, Any, Result], meanwhile: Callable[[], object] | None = None) -> Result:
+        """Let the thread do `work`; an interrupt cancels it. `meanwhile` is called now and then until it is done."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
+            while meanwhile is not None and not wait([future], _PROGRESS_SECONDS).done:
+                meanwhile()
             return future.result()
         except BaseException:
             future.cancel()
@@ -157,6 +163,8 @@ class WithoutGym:
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:  # noqa: ARG002
         """The episodes that the first process plays meanwhile."""
+        while self.ranks.gather(None)[0] == _PLAYING:
+            self.on_episode()
         return pooled(Collection(rows=[], failures=[]), self.ranks, tasks, repeats, NAME, None)
 
     def update(self, version: int, named_tensors: Any) -> None:  # noqa: ARG002
@@ -190,9 +198,11 @@ class GymPlayer:
 
     def play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:
         """Play `tasks`, `repeats` times each, with the weights of `step`; then leave the memory to training."""
-        played = self.server.run(self._play(tasks, repeats, seed, step, output))
         if self.ranks.size == 1:
-            return played
+            return self.server.run(self._play(tasks, repeats, seed, step, output))
+        meanwhile = partial(self.ranks.gather, _PLAYING)
+        played = self.server.run(self._play(tasks, repeats, seed, step, output), meanwhile)
+        self.ranks.gather(None)
         return pooled(played, self.ranks, tasks, repeats, NAME, None)  # the file is written already
 
     async def _play(self, tasks: list[Task], repeats: int, seed: int, step: int, output: Path | None) -> Collection:

@@ -48,7 +48,7 @@ def score_episodes(algorithm: GRPO, rows: list[Row], failures: list[Row], update
         if used and not inert:
             computed.setdefault(number, []).extend(made)
     check_episodes(ledger, played)
-    metrics = {**_figures(scores, result, rows, len(failures)), **_rewards_by_environment(rows, list(ledger))}
+    metrics = {**_figures(scores, result, rows, len(failures)), **rewards_by_environment(rows, ledger)}
     tokens, count = normalisers([sequence for part in everything.values() for sequence in part])
     updates, sequences = _divided(everything, computed)
     version = min((row["regimen"].get("weight_version", 0) for row in rows), default=None)
@@ -213,10 +213,10 @@ def _environment(row: Row) -> str:
     return str(row.get("_ng_environment_server"))
 
 
-def _rewards_by_environment(rows: list[Row], environments: list[str]) -> dict[str, float]:
-    """Mean reward of each environment, where the episodes are of several."""
+def rewards_by_environment(rows: list[Row], ledger: EpisodeLedger) -> dict[str, float]:
+    """Mean reward of each environment, where the ledger has several."""
     figures: dict[str, float] = {}
-    for name in sorted(environments) if len(environments) > 1 else ():
+    for name in sorted(ledger) if len(ledger) > 1 else ():
         rewards = [row["reward"] for row in rows if _environment(row) == name]
         figures[f"environment/{name}/reward"] = float(np.mean(rewards)) if rewards else math.nan
     return figures

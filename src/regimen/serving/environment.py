@@ -160,18 +160,22 @@ class EnvironmentService:
     async def step(self, request: Request, body: Body) -> Response:
         """Take a turn of the model, in `response`: run its calls or its action; judge where the episode ends.
 
-        A step that is sent again under its id has the same answer. Agents that give their steps ids close what they
-        began; of the others the episode is closed with its last step.
+        A step that is sent again under its id has the same answer, or the same error. Agents that give their steps ids
+        close what they began; of the others the episode is closed with its last step.
         """
         items = _items(_object(body, "response"))
         step_id = _step_id(body)
         async with self._turn(request) as session:
             if session is not None and step_id is not None and session.step_id == step_id:
-                return _with_cookie(session.reply, session)
+                return _with_cookie(_replied(session), session)
             if session is None or session.is_over:
                 raise RequestError("no episode was begun", code="no_session", fix="POST the task to /reset first")
-            reply = await self._stepped(session, items)
-            session.step_id, session.reply = step_id, reply
+            session.step_id = step_id
+            try:
+                session.reply = reply = await self._stepped(session, items)
+            except Exception as error:
+                session.reply = error
+                raise
             session.is_over = session.is_verified = reply["terminated"] or reply["truncated"]
         if session.is_over and step_id is None:
             await self.sessions.close(session)
@@ -320,6 +324,13 @@ def _with_cookie(body: Body, session: Session) -> Response:
     response = answer(body)
     response.set_cookie(COOKIE, session.key, path="/", httponly=True, samesite="strict")
     return response
+
+
+def _replied(session: Session) -> Body:
+    """What the last step was answered; raises what it failed with."""
+    if isinstance(session.reply, Exception):
+        raise session.reply
+    return session.reply
 
 
 def _step_id(body: Body) -> str | None:

@@ -35,8 +35,8 @@ class Session:
         self.output: list[dict[str, Any]] = []  # of an episode that is played by steps
         self.num_steps = 0
         self.is_over = False
-        self.step_id: str | None = None  # of the last step, and what it was answered
-        self.reply: dict[str, Any] = {}
+        self.step_id: str | None = None  # of the last step, and what it was answered, or what it failed with
+        self.reply: dict[str, Any] | Exception = {}
         self.turn = asyncio.Lock()
 
 

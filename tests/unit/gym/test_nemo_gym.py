@@ -47,6 +47,15 @@ def test_an_agent_is_asked_through_the_server_that_fronts_it() -> None:
     assert address_of_agent(CONFIG, "old_agent", "gym") == "http://h:5"
 
 
+def test_a_server_that_only_uses_an_agent_does_not_stand_before_its_own() -> None:
+    agent = {"type": "responses_api_agents", "name": "mcqa_agent"}
+    judged = {"environment_servers": {"judged": {"host": "h", "port": 9, "judge_agent": agent}}}
+    assert address_of_agent({**CONFIG, "judged_server": judged}, "mcqa_agent", "gym") == "http://h:6"
+    twice = {"environment_servers": {"again": {"host": "h", "port": 9, "agent_server": agent}}}
+    with pytest.raises(UsageError, match="2 environment servers front the agent 'mcqa_agent'"):
+        address_of_agent({**CONFIG, "twice": twice}, "mcqa_agent", "gym")
+
+
 def test_an_unknown_agent_names_those_there_are() -> None:
     with pytest.raises(
         UsageError, match=r"expected one of mcqa_agent, old_agent, talker_agent; to fix: did you mean 'mcqa_agent'"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import pytest
+import torch
 
 from regimen.errors import GymError, RunError
 from regimen.pipelines.ahead import AheadBatches
@@ -59,15 +63,67 @@ def test_a_resumed_run_begins_with_its_own_weights() -> None:
     assert run(source, ahead(source), start=2) == [0, 1]
 
 
-def test_what_fails_ahead_is_raised_at_its_own_step() -> None:
+def test_what_fails_ahead_is_raised_before_weights_are_handed_over() -> None:
+    """All processes hand them over together: one that failed must not wait there for the others."""
     source = Source(fails=2)
     made = ahead(source)
     made.batch(0)
     made.batch(1)
-    made.settle()
     with pytest.raises(GymError, match="no environment"):
-        made.batch(2)
+        made.settle()
     made.close()
+
+
+ONE_OF_TWO = """
+from regimen.errors import GymError
+from regimen.pipelines.ahead import AheadBatches
+from regimen.pipelines.batch import Batch
+from regimen.policy.ranks import connected
+
+class Source:
+    total_steps = 3
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def batch(self, step):
+        if step == 1 and self.ranks.is_first:
+            raise GymError("the gym has died")
+        self.ranks.gather(step)
+        return Batch([], 0.0, 0.0, weight_version=step)
+
+with connected() as ranks:
+    made = AheadBatches(Source(ranks.apart()), 1)
+    try:
+        for step in range(3):
+            made.batch(step)
+            made.settle()
+            ranks.gather(step)
+    finally:
+        made.close()
+"""
+
+
+def test_a_process_whose_episodes_fail_ahead_ends_the_others() -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert "GymError: the gym has died" in said[0]
+    assert "OtherRankError: another process failed first" in said[1]
 
 
 def test_episodes_that_are_too_old_stop_the_run() -> None:

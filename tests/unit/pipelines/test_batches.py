@@ -369,6 +369,9 @@ def test_what_dynamic_sampling_drops_is_counted_for_its_environment(tmp_path: Pa
     assert sum(dropped) == 21
     counted = batch.ledger_metrics()
     assert sum(n for name, n in counted.items() if name.startswith("environment/")) == 30.0
+    # The environments' rewards are of all that was played, as the batch's is.
+    means = [batch.metrics[f"environment/{name}/reward"] for name in ("even", "odd")]
+    assert (15 * means[0] + 14 * means[1]) / 29 == pytest.approx(batch.metrics["reward"])
 
 
 def test_a_filter_comes_after_dynamic_sampling(tmp_path: Path) -> None:

@@ -11,15 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from regimen.config.load import load_train_config
 from regimen.config.schema import TrainConfig
 from regimen.errors import GymError, UsageError
+from regimen.generation.base import Sampling
 from regimen.gym.collect import Collection
 from regimen.gym.environment import Task
 from regimen.pipelines import launch as launching
 from regimen.pipelines.launch import launch, processes_to_start
+from regimen.pipelines.nemo_gym import WithoutGym
 from regimen.pipelines.processes import joined, pooled
 
 
@@ -68,6 +71,29 @@ def test_one_of_many_with_a_configuration_for_one_is_refused(monkeypatch: pytest
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match=r"policy\.dtensor_cfg\.enabled: this is one of 2 processes"), joined(config()):
         pass
+
+
+class SecondProcess:
+    """`Ranks` of a process whose first one is heard to play twice before it has episodes to exchange."""
+
+    size, is_first = 2, False
+
+    def __init__(self, episodes: Collection) -> None:
+        self.heard: list[Any] = ["playing", "playing", None, msgspec.to_builtins(episodes)]
+
+    def gather(self, value: Any) -> list[Any]:
+        return [self.heard.pop(0), value]
+
+
+def test_a_process_that_waits_for_a_gyms_episodes_hears_that_they_are_played() -> None:
+    row = {"_ng_task_index": 0, "_ng_rollout_index": 0, "reward": 1.0}
+    ranks: Any = SecondProcess(Collection(rows=[row], failures=[]))
+    player = WithoutGym(Sampling(), 1, ranks)
+    heard: list[None] = []
+    player.on_episode = lambda: heard.append(None)
+    assert player.play([Task(0, {})], 1, 0, 0, None).rows == [row]
+    assert len(heard) == 2
+    assert ranks.heard == []
 
 
 def processes_of(*programs: str) -> list[subprocess.Popen[bytes]]:

@@ -106,6 +106,27 @@ async def test_a_step_that_is_sent_again_moves_once(kit: Any) -> None:
         assert (over.status_code, over.json()["error"]["code"]) == (400, "no_session")
 
 
+async def test_a_step_that_failed_and_is_sent_again_fails_again_and_moves_nothing(kit: Any) -> None:
+    class Failing(Gridworld):
+        judged = 0
+
+        async def verify(self, session: Any, task: Any, output: Any) -> Any:
+            self.judged += 1
+            raise RuntimeError("the judge is away")
+
+    environment = Failing()
+    task = environment.tasks("train", 1)[0]
+    way = (await environment.seed(task)).world.way()
+    async with kit.client_of(environment_app(environment)) as client:
+        await client.post("/reset", json=task.row)
+        for number, move in enumerate(way):
+            step = {**task.row, "response": turn(kit.message(move)), "_ng_step_request_id": f"s{number}"}
+            answers = [await client.post("/step", json=step) for _ in range(2)]
+            assert answers[0].status_code == answers[1].status_code == (500 if number == len(way) - 1 else 200)
+        assert answers[0].json() == answers[1].json()
+    assert environment.judged == 1
+
+
 async def test_close_ends_an_episode_wherever_it_stands(kit: Any) -> None:
     environment = kit.Memory()
     row = environment.tasks("train", 1)[0].row

@@ -19,6 +19,7 @@ from regimen.convert.export.nemo_rl_batches import fitting_micro_batch
 from regimen.convert.export.nemo_rl_config import leaves
 from regimen.convert.export.request import ExportRequest
 from regimen.errors import ConfigError
+from regimen.registry import did_you_mean
 
 # Keys that the arguments, the rows or the script say.
 SAID = (
@@ -34,6 +35,7 @@ SAID = (
     "loss_fn.sequence_level_importance_ratios", "policy.dtensor_cfg.lora_cfg.",
 )  # fmt: skip
 ADAMW = "torch.optim.AdamW"
+_LORA = "policy.dtensor_cfg.lora_cfg"
 
 
 def trl_settings(request: ExportRequest, num_train: int, has_validation: bool) -> Tree:
@@ -54,20 +56,15 @@ def lora_settings(request: ExportRequest) -> Tree | None:
 
     Raises `ConfigError` for wrong values.
     """
-    given: Any = lookup(request.given, "policy.dtensor_cfg.lora_cfg")[1] or {}
-    known = {key: value for key, value in given.items() if key in LoraConfig.model_fields}
-    try:
-        lora = LoraConfig.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("policy.dtensor_cfg.lora_cfg", *first["loc"])))
-        raise ConfigError(first["msg"], where=where) from None
+    lora = _lora_of(lookup(request.given, _LORA)[1])
     if not lora.enabled:
         return None
+    if lora.dropout and lora.dropout_position == "post":
+        request.note(f"{_LORA}.dropout_position: post, but peft drops the adapters' inputs")
     if lora.lora_A_init == "xavier":
-        request.note("policy.dtensor_cfg.lora_cfg.lora_A_init: xavier, but peft begins with kaiming's uniform")
+        request.note(f"{_LORA}.lora_A_init: xavier, but peft begins with kaiming's uniform")
     if lora.load_in_4bit:
-        request.note("policy.dtensor_cfg.lora_cfg.load_in_4bit: left out, the frozen weights are not quantised")
+        request.note(f"{_LORA}.load_in_4bit: left out, the frozen weights are not quantised")
     return {
         "r": lora.dim,
         "lora_alpha": lora.alpha,
@@ -75,6 +72,28 @@ def lora_settings(request: ExportRequest) -> Tree | None:
         "target_modules": lora.target_modules,
         "exclude_modules": lora.exclude_modules,
     }
+
+
+def _lora_of(given: object) -> LoraConfig:
+    """The section as it is written. Raises `ConfigError` for what training with Regimen refuses in it too."""
+    if given is None:
+        return LoraConfig()
+    if not isinstance(given, dict):
+        raise ConfigError(f"is {given!r}", where=_LORA, expected="a mapping")
+    section = {str(key): value for key, value in cast("Tree", given).items() if key != "use_triton"}
+    for key in section:
+        if key not in LoraConfig.model_fields:
+            raise ConfigError("unknown key", where=f"{_LORA}.{key}", fix=did_you_mean(key, LoraConfig.model_fields))
+    try:
+        lora = LoraConfig.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(first["msg"], where=".".join(map(str, (_LORA, *first["loc"])))) from None
+    if lora.match_all_linear and lora.target_modules:
+        raise ConfigError("is true beside target_modules", where=f"{_LORA}.match_all_linear", expected="one of them")
+    if lora.match_all_linear is False and not lora.target_modules:
+        raise ConfigError("is false without target_modules", where=f"{_LORA}.match_all_linear", expected="one of them")
+    return lora
 
 
 def _run(request: ExportRequest, num_train: int) -> Tree:
