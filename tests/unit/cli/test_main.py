@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,3 +159,18 @@ def test_version(capsys) -> None:
 def test_no_help_text_holds_what_would_be_taken_for_markup(verb: str) -> None:
     texts = [getattr(parameter, "help", None) or "" for parameter in cli.load_command(verb).params]
     assert [text for text in texts if "[" in text] == []
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_process_ends_with_its_code_and_all_its_words(number: str, tmp_path: Path) -> None:
+    """One of many ends without the interpreter's way out, which flushes what was printed into a pipe."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORLD_SIZE": number, "RANK": "0"}
+    command = [sys.executable, "-m", "regimen.cli.main"]
+    asked = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0
+    assert "Print the versions of Regimen" in asked.stdout
+    assert asked.stdout.endswith("\n")
+    missing = str(tmp_path / "nothing.jsonl")
+    wrong = subprocess.run([*command, "inspect", missing], env=environment, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "no such file" in wrong.stderr
