@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from typing import Any
 
 import pytest
-import torch
+from training_processes import run_two
 
 from regimen.errors import GymError, RunError
 from regimen.pipelines.ahead import AheadBatches
@@ -105,23 +102,7 @@ with connected() as ranks:
 
 
 def test_a_process_whose_episodes_fail_ahead_ends_the_others() -> None:
-    store = torch.distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
-    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            text=True,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    _, said = run_two("-c", ONE_OF_TWO, timeout=120)
     assert "GymError: the gym has died" in said[0]
     assert "OtherRankError: another process failed first" in said[1]
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import many_processes as many
 import numpy as np
 import pytest
-import torch
 from torch.distributed.checkpoint import FileSystemReader
+from training_processes import run_two
 
 from regimen.policy.dtensor import _padded, divide
 from regimen.policy.ranks import connected
@@ -25,27 +22,8 @@ TIMEOUT = 300
 
 def results_of_two(part: str, folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found; each has one thread and `TIMEOUT` seconds."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
-    environment = {
-        **os.environ, **place, "TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": os.pathsep.join(sys.path)
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), part, str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    codes, said = run_two(str(SCRIPT), part, str(folder), timeout=TIMEOUT)
+    assert codes == [0, 0], "\n".join(said)
     return [json.loads((folder / f"{part}_{rank}.json").read_text()) for rank in range(2)]
 
 

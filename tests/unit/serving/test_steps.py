@@ -91,17 +91,26 @@ async def test_a_step_needs_a_beginning_and_items(kit: Any) -> None:
                 assert (await client.post("/step", json=step)).status_code == 400
 
 
-async def test_a_step_that_is_sent_again_moves_once(kit: Any) -> None:
-    environment = Gridworld()
+async def solved(kit: Any, environment: Gridworld) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of a task, and the steps that solve it, each with an id."""
     task = environment.tasks("train", 1)[0]
     way = (await environment.seed(task)).world.way()
+    steps = [
+        {**task.row, "response": turn(kit.message(move)), "_ng_step_request_id": f"s{number}"}
+        for number, move in enumerate(way)
+    ]
+    return task.row, steps
+
+
+async def test_a_step_that_is_sent_again_moves_once(kit: Any) -> None:
+    environment = Gridworld()
+    row, steps = await solved(kit, environment)
     async with kit.client_of(environment_app(environment)) as client:
-        await client.post("/reset", json=task.row)
-        for number, move in enumerate(way):
-            step = {**task.row, "response": turn(kit.message(move)), "_ng_step_request_id": f"s{number}"}
+        await client.post("/reset", json=row)
+        for step in steps:
             first, again = [(await client.post("/step", json=step)).json() for _ in range(2)]
             assert again == first
-        assert (first["terminated"], first["reward"], first["info"]["num_steps"]) == (True, 1.0, len(way))
+        assert (first["terminated"], first["reward"], first["info"]["num_steps"]) == (True, 1.0, len(steps))
         over = await client.post("/step", json={**step, "_ng_step_request_id": "more"})
         assert (over.status_code, over.json()["error"]["code"]) == (400, "no_session")
 
@@ -115,14 +124,12 @@ async def test_a_step_that_failed_and_is_sent_again_fails_again_and_moves_nothin
             raise RuntimeError("the judge is away")
 
     environment = Failing()
-    task = environment.tasks("train", 1)[0]
-    way = (await environment.seed(task)).world.way()
+    row, steps = await solved(kit, environment)
     async with kit.client_of(environment_app(environment)) as client:
-        await client.post("/reset", json=task.row)
-        for number, move in enumerate(way):
-            step = {**task.row, "response": turn(kit.message(move)), "_ng_step_request_id": f"s{number}"}
+        await client.post("/reset", json=row)
+        for step in steps:
             answers = [await client.post("/step", json=step) for _ in range(2)]
-            assert answers[0].status_code == answers[1].status_code == (500 if number == len(way) - 1 else 200)
+            assert answers[0].status_code == answers[1].status_code == (500 if step is steps[-1] else 200)
         assert answers[0].json() == answers[1].json()
     assert environment.judged == 1
 
